@@ -1,0 +1,1 @@
+"""Numbers from run folders and checkpoints: DataFrames in, DataFrames out."""

@@ -1,0 +1,1 @@
+"""Declarations only: grids and the papers' printed numbers, read through importlib.resources."""

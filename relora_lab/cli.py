@@ -1,0 +1,100 @@
+"""The command `relora-lab`. Each command imports what it needs inside, so that --help comes at once."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from relora_lab.errors import BadInput, FolderHeld, Interrupted
+
+DONE, FAILED, BAD_INPUT, HELD, DIVERGED = 0, 1, 2, 4, 5
+
+
+def train(
+    config: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    resume: bool = False,
+    overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
+    share: bool = True,
+) -> int:
+    """Train one run into a run folder.
+
+    Args:
+        config: Settings, a TOML file (the README has one; every field is in relora_lab/settings.py).
+        out: The run folder. Default: runs/METHOD-SIZE-SEED-DIGEST.
+        resume: Go on with the run in that folder, from its newest checkpoint.
+        overrides: Replace one setting, like method.rank=4. Can be given more than once.
+        share: Share the full-rank beginning with other runs beside this one, through .stages/.
+    """
+    from relora_lab import config as settings
+
+    run_config = settings.load(config, overrides)
+    folder = Path("runs") / settings.run_name(run_config) if out is None else out
+    for warning in run_config.warnings():
+        _say(f"note: {warning}")
+
+    from relora_lab import train as trainer
+    from relora_lab.runs import RunFolder
+
+    run = RunFolder(trainer.run(run_config, folder, resume=resume, share=share, progress=True))
+    print(run.summary())
+    return DIVERGED if run.state == "diverged" else DONE
+
+
+def demo(out: Path = Path("runs/demo"), workers: int = 2) -> int:
+    """Train full, LoRA, LoRA + warm start and ReLoRA on real text, in about 2½ minutes on two cores.
+
+    Args:
+        out: Folder of the four runs. Done again, the command goes on where it was stopped.
+        workers: Processes that train at the same time, one thread each.
+    """
+    from importlib.resources import files
+
+    from relora_lab import grid
+    from relora_lab.launch import local
+
+    cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"))
+    failures = local.launch(cells, out, workers=workers, progress=True)
+    for name, reason in failures.items():
+        _say(f"{name}: {reason}")
+    print(grid.summary(cells, out))
+    print(f"\nThe runs are in {out}.")
+    return FAILED if failures else DONE
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"train": train, "demo": demo}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; an error is one line on stderr (all of it with --debug)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    about = "Train by low-rank updates, then look at the rank of what was learned."
+    try:
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="relora-lab", description=about)
+    except BadInput as error:
+        code, message = BAD_INPUT, str(error)
+    except FolderHeld as error:
+        code, message = HELD, str(error)
+    except Interrupted as error:
+        code, message = 128 + error.signum, str(error)
+    except KeyboardInterrupt:
+        code, message = 128 + signal.SIGINT, "interrupted"
+    except Exception as error:
+        code, message = FAILED, f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
+    if debug:
+        traceback.print_exc()
+    _say(message)
+    return code
+
+
+def _say(message: str) -> None:
+    print("relora-lab: " + " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,197 @@
+"""Settings in and out: TOML to RunConfig and back, digest, run name. Errors are one line naming file and field."""
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from relora_lab import methods
+from relora_lab.errors import BadInput, require
+from relora_lab.methods._options import LowRankOptions
+from relora_lab.settings import Data, Divergence, Model, Optimizer, RunConfig, Training
+
+__all__ = ["RunConfig", "as_table", "digest", "dumps", "load", "parse", "run_name"]
+
+SCHEMA_VERSION = 1
+TABLES = {
+    "model": Model,
+    "data": Data,
+    "training": Training,
+    "optimizer": Optimizer,
+    "divergence": Divergence,
+}
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Settings from a TOML file; `overrides` like "method.rank=4" replace single values (TOML syntax).
+
+    Raises BadInput, naming file and field.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid TOML: {error}") from None
+    for override in overrides or []:
+        _override(table, override)
+    try:
+        return parse(table)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def parse(table: dict[str, Any]) -> RunConfig:
+    """Settings from TOML tables. Raises BadInput for the first field that is unknown, missing or out of range."""
+    table = dict(table)
+    version = table.pop("schema_version", SCHEMA_VERSION)
+    require(
+        isinstance(version, int) and version <= SCHEMA_VERSION,
+        f"written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})",
+    )
+    known = {part.name for part in fields(RunConfig)}
+    for name in table:
+        if name not in known:
+            raise BadInput(_unknown(name, None))
+        require(name == "name" or isinstance(table[name], dict), f"{name}: is a table; write [{name}]")
+    parts = {name: _parse_table(name, cls, table.get(name, {})) for name, cls in TABLES.items()}
+    method = dict(table.get("method", {}))
+    require("name" in method, f"method.name: is missing; one of {', '.join(methods.available())}")
+    options = methods.options_class(str(method.pop("name")))
+    parts["method"] = _parse_table("method", options, method)
+    return RunConfig(**parts, name=_parse_value("name", str | None, table.get("name")))
+
+
+def dumps(config: RunConfig) -> str:
+    """TOML of the resolved settings: defaults written out, what is not set left out."""
+    return tomli_w.dumps({"schema_version": SCHEMA_VERSION} | as_table(config))
+
+
+def as_table(config: RunConfig) -> dict[str, Any]:
+    """The resolved settings as nested dicts, in a form that `parse` reads back to the same run."""
+    method = config.method
+    if isinstance(method, LowRankOptions) and method.alpha is None:
+        method = replace(method, alpha=float(method.rank))
+    training = replace(config.training, reference_step=config.training.reference)
+    optimizer = config.optimizer
+    if method.low_rank:
+        optimizer = replace(optimizer, low_rank_lr=config.low_rank_lr)
+    table = asdict(replace(config, method=method, training=training, optimizer=optimizer))
+    table["method"] = {"name": config.method_name} | table["method"]
+    return {name: _without_none(part) for name, part in table.items() if part is not None}
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Resolved settings that differ, by table.field: (old, new); None where one has no such field."""
+    before, after = _flat(old), _flat(new)
+    names = before | after  # in the order of the file
+    return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
+
+
+def digest(config: RunConfig) -> str:
+    """Eight hex digits of all that is set, whatever the run is called."""
+    table = {name: part for name, part in as_table(config).items() if name != "name"}
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(config: RunConfig) -> str:
+    """The run folder's name: the user's, or method-size-seed-digest."""
+    size = config.model.size.replace(":", "-")
+    return config.name or f"{config.method_name}-{size}-{config.training.seed}-{digest(config)}"
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    tables = {table: part for table, part in as_table(config).items() if isinstance(part, dict)}
+    return {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()}
+
+
+def _without_none(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _without_none(value) for name, value in part.items() if value is not None}
+    return list(part) if isinstance(part, tuple) else part
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    *tables, name = path.strip().split(".")
+    require(bool(equals and name), f"--set {override}: write --set table.field=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # --set method.name=lora, without quotes
+    for part in tables:
+        inner = table.setdefault(part, {})
+        require(isinstance(inner, dict), f"--set {override}: '{part}' is no table")
+        table = inner
+    table[name] = value
+
+
+def _parse_table(table: str, cls: type, values: dict[str, Any]) -> Any:
+    known = {part.name: part for part in fields(cls)}
+    for name in values:
+        if name not in known:
+            raise BadInput(_unknown(name, table, list(known)))
+    for name, part in known.items():
+        if name not in values and part.default is MISSING and part.default_factory is MISSING:
+            raise BadInput(f"{table}.{name}: is missing")
+    return cls(**{n: _parse_value(f"{table}.{n}", known[n].type, v) for n, v in values.items()})
+
+
+def _parse_value(path: str, kind: Any, value: Any) -> Any:
+    """The value in its declared type, strictly: no text for a number, no 1.5 for a whole number, no true for 1."""
+    if kind == tuple[float, float] and isinstance(value, list):
+        value = tuple(value)  # TOML has lists only
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        hint = ""
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.IGNORECASE):
+            hint = "; write it without quotes"
+        raise BadInput(f"{path}: expected {_describe(kind)}, got {_show(value)}{hint}") from None
+
+
+def _describe(kind: Any) -> str:
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list[str]: "a list of texts",
+        tuple[float, float]: "two numbers",
+        type(None): "",
+    }
+    if kind in plain:
+        return plain[kind]
+    choices = [_describe(part) if not isinstance(part, str) else f"'{part}'" for part in get_args(kind)]
+    return " or ".join(choice for choice in choices if choice)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return {True: "text "}.get(isinstance(value, str), "") + (text if len(text) <= 60 else text[:57] + "...")
+
+
+def _unknown(name: str, table: str | None, known: list[str] | None = None) -> str:
+    """Why a field is refused: it belongs to another table, or it is a slip of the pen."""
+    where = f"in [{table}]" if table else "at the top"
+    homes = {part.name: home for home, cls in TABLES.items() for part in fields(cls)}
+    for method in methods.available():
+        homes |= {part.name: "method" for part in fields(methods.options_class(method))}
+    near = difflib.get_close_matches(name, known or [part.name for part in fields(RunConfig)], 1)
+    if name in homes and homes[name] == table:
+        return f"method.{name}: is no setting of this method; it has {', '.join(known or []) or 'none'}"
+    if name in homes:
+        return f"'{name}' belongs under '{homes[name]}', not {where}"
+    near = near or difflib.get_close_matches(name, homes, 1)
+    if not near:
+        return f"unknown field '{name}' {where}"
+    home = f" (in [{homes[near[0]]}])" if homes.get(near[0], table) != table else ""
+    return f"unknown field '{name}' {where}; did you mean '{near[0]}'{home}?"

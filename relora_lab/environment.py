@@ -1,0 +1,72 @@
+"""What a run was made with, and what of that decides its bits."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import relora_lab
+from relora_lab.data import Corpus
+from relora_lab.errors import BadInput
+from relora_lab.settings import RunConfig
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """What decides the bits of a run beside its settings: libraries, device, instruction set."""
+    libraries = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")}
+    if torch.device(device).type == "cuda":
+        return {**libraries, "device": torch.cuda.get_device_name(device)}
+    return {**libraries, "device": "cpu", "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is made with, and what its warm_start/ is: init, warm start or snapshot.
+
+    `before` is what was written when it began; a run that went on elsewhere is no longer bit-identical.
+    """
+    training = config.training
+    decisive = fingerprint(training.device) | {"threads": training.threads}
+    same = all(before.get(key, value) == value for key, value in decisive.items())
+    later = "warm start" if training.reference == training.warm_start else "snapshot"
+    return {
+        "relora_lab": relora_lab.__version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **decisive,
+        "bit_identical": before.get("bit_identical", True) and same,
+        "corpus": {
+            "text_sha256": corpus.text_sha256,
+            "training_tokens": len(corpus.train),
+            "held_out_tokens": len(corpus.held_out),
+        },
+        "warm_start": "init" if training.reference == 0 else later,
+    }
+
+
+def check_device(device: str) -> None:
+    """Raise BadInput for a device that torch does not know or does not find here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise BadInput(f"training.device: '{device}' is no device; 'cpu', 'cuda' or 'cuda:1'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadInput("training.device: 'cuda' is asked for, but torch finds no CUDA device here")
+
+
+def _git_commit() -> str | None:
+    """The commit of relora_lab's own checkout, if it runs from one."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(
+        ["git", "-C", root, "rev-parse", "--verify", "--quiet", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None

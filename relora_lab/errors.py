@@ -1,0 +1,26 @@
+"""What can go wrong, by exit code. Each message is one line that names the field, file or step."""
+
+
+class BadInput(ValueError):
+    """A setting, file or folder the user gave cannot be used (exit 2)."""
+
+
+class FolderHeld(RuntimeError):
+    """Another process holds the run folder (exit 4)."""
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after its state was saved (exit 128 + signal)."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(signum, step)
+        self.signum, self.step = signum, step
+
+    def __str__(self) -> str:
+        return f"stopped by signal {self.signum} at step {self.step}; continue with --resume"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise BadInput(message) unless the condition holds."""
+    if not condition:
+        raise BadInput(message)

@@ -1,0 +1,127 @@
+"""Files that are whole or absent: written beside their place, synced, renamed. And a lock no crash leaves behind."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from relora_lab.errors import FolderHeld
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary sibling to fill; it becomes `path` when the block ends without an error.
+
+    A folder that is there already stays if it holds the same files, and is replaced if not.
+    """
+    making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        making.chmod(0o777 & ~_umask())
+        yield making
+        for folder, _, names in os.walk(making):
+            for name in names:
+                sync(Path(folder) / name)
+            sync(Path(folder))
+        if path.exists() and _content(path) != _content(making):
+            path.rename(making.with_name(f"{making.name}-old"))
+        try:
+            making.rename(path)
+        except OSError as error:  # another process was first, or it is there already
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        sync(path.parent)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(making.with_name(f"{making.name}-old"), ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write; it replaces `path` when the block ends without an error."""
+    writing = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        yield writing
+        sync(writing)
+        writing.replace(path)
+        sync(path.parent)
+    finally:
+        writing.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with new_file(path) as writing:
+        writing.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all, with the permissions of any other file."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with new_file(path) as writing:
+        safetensors.torch.save_file(ready, writing, metadata={"format": "pt"})
+        writing.chmod(0o666 & ~_umask())  # safetensors leaves 0600
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`: a hard link, or a copy where links fail."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; the kernel lets go of it with the process. Raises FolderHeld, naming the holder."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise FolderHeld(f"{path.parent}: is held by {holder}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

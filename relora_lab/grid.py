@@ -1,0 +1,62 @@
+"""A grid of runs: base settings, named rows that differ from them, seeds. Each row × seed is a cell, one run.
+
+seeds = [0, 1]
+[base.model]
+size = "demo"
+[rows.full]
+method.name = "full"
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from relora_lab import config, sizes
+from relora_lab.errors import BadInput, require
+from relora_lab.methods._options import LowRankOptions
+from relora_lab.runs import RunFolder
+from relora_lab.settings import RunConfig
+
+
+def cells(text: str) -> dict[str, RunConfig]:
+    """The runs a grid declares, by name (row-seed). Raises BadInput, naming the row, before anything runs."""
+    table = tomllib.loads(text)
+    unknown = set(table) - {"seeds", "base", "rows"}
+    require(not unknown, f"unknown field '{min(unknown, default='')}'; a grid has seeds, base and rows")
+    rows, seeds = table.get("rows", {}), table.get("seeds", [0])
+    require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] and seeds")
+    found: dict[str, RunConfig] = {}
+    for row, changes in rows.items():
+        for seed in seeds:
+            name = f"{row}-seed{seed}"
+            merged = _merge(table.get("base", {}), changes, {"name": name, "training": {"seed": seed}})
+            try:
+                found[name] = config.parse(merged)
+            except BadInput as error:
+                raise BadInput(f"rows.{row}: {error}") from None
+    return found
+
+
+def summary(cells: Mapping[str, RunConfig], out: Path) -> str:
+    """A table of the cells' final numbers, as text."""
+    lines = [f"{'run':<20} {'trained':>9} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
+    for name, settings in cells.items():
+        run = RunFolder(out / name)
+        method = settings.method
+        rank = method.rank if isinstance(method, LowRankOptions) else None
+        _, trained = sizes.count_parameters(settings.model.shape, rank=rank, vocab_size=256)
+        final = run.final_evaluation
+        numbers = f"{final['perplexity']:>11.3f} {final['loss']:>8.4f} {final['step']:>7}" if final else " " * 28
+        lines.append(f"{name:<20} {trained:>9,} {numbers}  {run.state}")
+    return "\n".join(lines)
+
+
+def _merge(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables laid over each other, the later ones on top."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            under = merged.get(name)
+            merged[name] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,1 @@
+"""Where runs are trained: so far, in processes of this machine."""

@@ -1,0 +1,62 @@
+"""What a task is to the loop: a batch for a step, a loss, an evaluation."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from relora_lab import data, seeds
+from relora_lab.data import Corpus
+from relora_lab.settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy in nats per predicted token, over `tokens` of them."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); inf where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+class LanguageModelling:
+    """Predict the next token. `classes` is the vocabulary: chance is ln(classes)."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus) -> None:
+        shape = {"batch_size": config.data.batch_size, "sequence_length": config.data.sequence_length}
+        seed = seeds.derive(config.training.seed, "data")
+        self.classes = corpus.vocab_size
+        self.batch = data.Batches(corpus, seed=seed, **shape)
+        self._held_out = list(data.held_out_batches(corpus, tokens=config.training.eval_tokens, **shape))
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
+        logits = model(input_ids=batch).logits[:, :-1].float()
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Token-weighted mean over the fixed held-out set, in eval mode."""
+        return self._mean(model, self._held_out)
+
+    @torch.no_grad()
+    def probe(self, model: nn.Module) -> float:
+        """The loss on one fixed held-out batch: what a restart must not change."""
+        return self._mean(model, self._held_out[:1]).loss
+
+    def _mean(self, model: nn.Module, batches: list[Tensor]) -> Evaluation:
+        training, device = model.training, next(model.parameters()).device
+        model.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            predicted = batch[:, 1:].numel()
+            total += float(self.loss(model, batch.to(device))) * predicted
+            tokens += predicted
+        model.train(training)
+        return Evaluation(total / tokens, tokens)

@@ -1,0 +1,1 @@
+"""Optimizer resets, saved optimizer state, and optimizers of the papers that torch does not have."""

@@ -1,0 +1,73 @@
+"""What a run writes down beside its loss: norms across restarts, each cycle's change, and the closing check."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from relora_lab import sizes
+from relora_lab.runs import Pair, RunFolder
+from relora_lab.state import TrainState
+
+Pairs = dict[str, list[Pair]]
+NORMS = ("sBA", "A", "B", "W_merged", "delta_W")
+
+
+@torch.no_grad()
+def norms(state: TrainState, folder: RunFolder, moment: str) -> Iterator[dict[str, Any]]:
+    """A row a matrix: Frobenius norms of s·B·A, A and B (low-rank phases), merged W, and ΔW (after the reference).
+
+    `moment` is "before" or "after" a restart, or "trace".
+    """
+    since_reference = state.step > state.config.training.reference
+    for matrix in sizes.matrices(state.config.model.shape):
+        layer = state.layers.get(matrix.name)
+        row: dict[str, Any] = {
+            "matrix": matrix.name,
+            "step": state.step,
+            "cycle": state.cycle,
+            "moment": moment,
+        }
+        weight = f"{matrix.name}.weight"
+        merged = state.model.get_parameter(weight).detach() if layer is None else layer.merged_weight()
+        tensors = {} if layer is None else {"sBA": layer.update(), "A": layer.lora_A, "B": layer.lora_B}
+        tensors["W_merged"] = merged
+        if since_reference:
+            tensors["delta_W"] = merged - folder.weight("warm_start", weight).to(merged.device)
+        yield row | {name: float(tensors[name].norm()) if name in tensors else None for name in NORMS}
+
+
+def cycle_pairs(state: TrainState) -> Pairs:
+    """Signed factor pairs whose sum is the change of each merged matrix since the cycle's start."""
+    pairs: Pairs = {}
+    for name, (B, A) in state.factors().items():
+        pairs[name] = [(B, A, state.layers[name].scale)]
+        if name in state.start_factors:
+            pairs[name].append((*state.start_factors[name], -state.layers[name].scale))
+    return pairs
+
+
+def check_identity(folder: RunFolder, reference: int) -> float:
+    """Check final − reference = Σ scale·B·A over the cycles since the reference, in float64.
+
+    Returns the largest deviation, relative to the largest entry of that matrix. Raises RuntimeError, naming the
+    matrix, where it is more than the rounding of a float32 merge a cycle can explain.
+    """
+    cycles = [pairs for pairs, facts in folder.cycles() if facts["end"] > reference]
+    worst = 0.0
+    for name in cycles[0] if cycles else []:
+        final = folder.weight("final", f"{name}.weight").double()
+        deviation = final - folder.weight("warm_start", f"{name}.weight").double()
+        largest = float(final.abs().max() + deviation.abs().max())
+        for pairs in cycles:
+            for B, A, scale in pairs[name]:
+                deviation -= scale * (B.double() @ A.double())
+        relative = float(deviation.abs().max()) / largest
+        allowed = 8 * (len(cycles) + 1) * torch.finfo(torch.float32).eps
+        if relative > allowed:
+            raise RuntimeError(
+                f"{name}: final − reference differs from the sum of the cycles' updates by {relative:.1e} of the "
+                f"largest weight (rounding explains {allowed:.1e})"
+            )
+        worst = max(worst, relative)
+    return worst

@@ -1,0 +1,305 @@
+"""The run folder: the only module that knows its file names (they are listed in the README).
+
+Everything a run leaves behind is written here, whole or not at all, and read here. A stage (what several runs
+share, below .stages/) is a run folder too: that of a full-rank run that stops early.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import safetensors.torch
+from safetensors import safe_open
+from torch import Tensor
+
+from relora_lab import config, files
+from relora_lab.errors import BadInput, Interrupted, require
+from relora_lab.settings import RunConfig, check_name
+
+LOGS = ("metrics", "eval", "norms")
+STATES = ("waiting", "running", "finished", "diverged", "failed", "stopped")
+Pair = tuple[Tensor, Tensor, float]  # B (out, r), A (r, in), sign × scale
+
+
+class RunFolder:
+    """One run on disk. Reading works on any folder; writing expects that `lock` is held."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._logs: dict[str, TextIO] = {}
+
+    # ---- making and finding
+
+    def check(self, *, resume: bool) -> None:
+        """Raise BadInput unless a run can be written here; writes nothing."""
+        check_name("--out", self.path.name)
+        where = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
+        if not where.is_dir() or not os.access(where, os.W_OK | os.X_OK):
+            why = "permission denied" if where.is_dir() else f"{where} is a file"
+            raise BadInput(f"--out {self.path}: cannot be written ({why})")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        require(self.started, f"--out {self.path}: exists and is no run folder")
+        require(resume, f"--out {self.path}: holds a run ({self.state}); continue it with --resume")
+
+    def make(self) -> None:
+        """Create the folder. Raises BadInput where that fails."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out {self.path}: cannot be written ({error.strerror})") from None
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder. Raises FolderHeld if another process does."""
+        return files.locked(self.path / ".lock")
+
+    # ---- settings, environment, status
+
+    @property
+    def started(self) -> bool:
+        """Is there a run?"""
+        return (self.path / "config.toml").exists()
+
+    @property
+    def ended(self) -> bool:
+        """Is there nothing left to do? Divergence is an end."""
+        return self.state in ("finished", "diverged")
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's resolved settings. Raises BadInput if a newer version wrote them."""
+        return config.load(self.path / "config.toml")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, corpus: what the run was made with."""
+        return self._read_json("environment.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """state (one of STATES), step, heartbeat, reason."""
+        return self._read_json("status.json")
+
+    @property
+    def state(self) -> str:
+        """One of STATES."""
+        return str(self.status.get("state", "waiting"))
+
+    def write_config(self, settings: RunConfig) -> None:
+        """Store the resolved settings."""
+        files.write_text(self.path / "config.toml", config.dumps(settings))
+
+    def write_environment(self, facts: Mapping[str, Any]) -> None:
+        """Store the environment."""
+        files.write_json(self.path / "environment.json", dict(facts))
+
+    def write_status(self, state: str, **facts: Any) -> None:
+        """Store the status, with the time as heartbeat and who wrote it."""
+        who = {"process": os.getpid(), "host": socket.gethostname()}
+        files.write_json(self.path / "status.json", {"state": state, **facts, "heartbeat": time.time(), **who})
+
+    @contextmanager
+    def outcome_noted(self) -> Iterator[None]:
+        """Write into status.json, in one line, why the block ended early if it does; and close the logs."""
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt) as stop:
+            self.write_status(**{**self.status, "state": "stopped", "reason": str(stop) or "interrupted"})
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.write_status(**{**self.status, "state": "failed", "reason": reason})
+            raise
+        finally:
+            self.close()
+
+    # ---- logs
+
+    def append(self, log: str, line: Mapping[str, Any]) -> None:
+        """Add a line to metrics, eval or norms; it is safe once a checkpoint is. Numbers not finite become null."""
+        if log not in self._logs:
+            self._logs[log] = (self.path / f"{log}.jsonl").open("a", encoding="utf-8")
+        finite = {name: _finite(value) for name, value in line.items()}
+        self._logs[log].write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def read(self, log: str) -> list[dict[str, Any]]:
+        """All whole lines of metrics, eval or norms."""
+        if log in self._logs:
+            self._logs[log].flush()
+        path = self.path / f"{log}.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.open(encoding="utf-8") if line.endswith("\n")]
+
+    @property
+    def final_evaluation(self) -> dict[str, Any] | None:
+        """The last line of eval: step, loss (nats), perplexity, tokens."""
+        lines = self.read("eval")
+        return lines[-1] if lines else None
+
+    def summary(self) -> str:
+        """How the run ended, in a line."""
+        status, final = self.status, self.final_evaluation
+        reason = f" ({status['reason']})" if "reason" in status else ""
+        reached = f", perplexity {final['perplexity']} (loss {final['loss']:.4f})" if final else ""
+        return f"{self.path}: {status['state']}{reason} at step {status['step']}{reached}"
+
+    def _sync_logs(self) -> dict[str, int]:
+        for file in self._logs.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {log: path.stat().st_size for log in LOGS if (path := self.path / f"{log}.jsonl").exists()}
+
+    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
+        self.close()
+        for log in LOGS:
+            path, size = self.path / f"{log}.jsonl", sizes.get(log, 0)
+            found = path.stat().st_size if path.exists() else 0
+            require(found >= size, f"{path}: has {found} bytes, its checkpoint knew {size}")
+            if found > size:
+                os.truncate(path, size)
+
+    def close(self) -> None:
+        """Close the logs."""
+        for file in self._logs.values():
+            file.close()
+        self._logs.clear()
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> None:
+        """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
+        logs = self._sync_logs()
+        folder = self.path / "checkpoints" / f"{step:09d}"
+        folder.parent.mkdir(exist_ok=True)
+        with files.new_folder(folder) as making:
+            for name, named in tensors.items():
+                files.write_tensors(making / f"{name}.safetensors", named)
+            hashes = {path.name: files.sha256(path) for path in sorted(making.iterdir())}
+            files.write_json(making / "state.json", {"step": step, **facts, "logs": logs, "sha256": hashes})
+        for older in self._checkpoints()[:-1]:
+            shutil.rmtree(older)
+
+    def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest complete state, logs cut back to it; None (and no logs) where there is none yet."""
+        if not self._checkpoints():
+            self._cut_logs({})
+            return None
+        folder = self._checkpoints()[-1]
+        facts = json.loads((folder / "state.json").read_text())
+        for name, expected in facts["sha256"].items():
+            require(files.sha256(folder / name) == expected, f"{folder / name}: is damaged (sha256 differs)")
+        self._cut_logs(facts["logs"])
+        named = {path.stem: safetensors.torch.load_file(path) for path in folder.glob("*.safetensors")}
+        return named, facts
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Is there a state to go on from?"""
+        return bool(self._checkpoints())
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(p for p in self.path.glob("checkpoints/*") if p.name.isdigit())
+
+    def adopt(self, stage: "RunFolder") -> None:
+        """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
+        self._cut_logs({})
+        for log in LOGS:
+            if (stage.path / f"{log}.jsonl").exists():
+                shutil.copyfile(stage.path / f"{log}.jsonl", self.path / f"{log}.jsonl")
+        reference = stage.config.training.reference
+        if reference == self.config.training.reference and (stage.path / "warm_start").exists():
+            self._link_folder(stage.path / "warm_start", self.path / "warm_start")
+            self.record("warm_start")
+        newest = stage._checkpoints()[-1]
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self._link_folder(newest, self.path / "checkpoints" / newest.name)
+
+    def _link_folder(self, source: Path, target: Path) -> None:
+        if not target.exists():
+            with files.new_folder(target) as making:
+                for path in source.iterdir():
+                    files.link(path, making / path.name)
+
+    # ---- weights
+
+    def write_weights(self, which: str, model_config: str, tensors: Mapping[str, Tensor]) -> None:
+        """Store merged weights as a Hugging Face checkpoint in warm_start/ or final/."""
+        with files.new_folder(self.path / which) as making:
+            files.write_text(making / "config.json", model_config)
+            files.write_tensors(making / "model.safetensors", tensors)
+        self.record(which)
+
+    def weight(self, which: str, name: str) -> Tensor:
+        """One tensor of warm_start/ or final/; the file is opened for it alone, so memory holds one matrix."""
+        with safe_open(self.path / which / "model.safetensors", "pt") as file:
+            return file.get_tensor(name)
+
+    # ---- cycles
+
+    def write_cycle(self, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapping[str, Any]) -> None:
+        """Store a cycle's change of each merged matrix as signed factor pairs, and what happened at its end."""
+        folder = self.path / "cycles"
+        folder.mkdir(exist_ok=True)
+        tensors: dict[str, Tensor] = {}
+        scales: dict[str, float] = {}
+        for matrix, found in pairs.items():
+            for number, (B, A, scale) in enumerate(found):
+                tensors |= {f"{matrix}.{number}.B": B, f"{matrix}.{number}.A": A}
+                scales[f"{matrix}.{number}"] = scale
+        files.write_tensors(folder / f"{cycle:04d}.safetensors", tensors)
+        files.write_json(folder / f"{cycle:04d}.json", {**facts, "scales": scales})
+        self.record(f"cycles/{cycle:04d}.safetensors", f"cycles/{cycle:04d}.json")
+
+    def cycles(self) -> Iterator[tuple[dict[str, list[Pair]], dict[str, Any]]]:
+        """Every cycle's (pairs by matrix, facts), in order; the sum of scale·B·A is the change of that matrix."""
+        for path in sorted(self.path.glob("cycles/*.json")):
+            facts = json.loads(path.read_text())
+            tensors = safetensors.torch.load_file(path.with_suffix(".safetensors"))
+            pairs: dict[str, list[Pair]] = {}
+            for key, scale in facts.pop("scales").items():
+                matrix = key.rpartition(".")[0]
+                pairs.setdefault(matrix, []).append((tensors[f"{key}.B"], tensors[f"{key}.A"], scale))
+            yield pairs, facts
+
+    # ---- manifest
+
+    def record(self, *names: str) -> None:
+        """Note the sha256 of finished files (all files of a folder) in manifest.json."""
+        manifest = self._read_json("manifest.json")
+        for name in names:
+            path = self.path / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                manifest[file.relative_to(self.path).as_posix()] = files.sha256(file)
+        files.write_json(self.path / "manifest.json", dict(sorted(manifest.items())))
+
+    def finish(self) -> None:
+        """Close the logs and note them, settings and environment in the manifest."""
+        self._sync_logs()
+        self.close()
+        logs = [f"{log}.jsonl" for log in LOGS if (self.path / f"{log}.jsonl").exists()]
+        self.record("config.toml", "environment.json", *logs)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+
+def stage_folder(runs: Path, digest: str) -> RunFolder:
+    """The folder of a stage that the runs below `runs` share."""
+    return RunFolder(runs / ".stages" / digest)
+
+
+def token_cache(runs: Path) -> Path:
+    """Where the runs below `runs` keep their token files."""
+    return runs / ".tokens"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

@@ -1,0 +1,240 @@
+"""One run's settings as frozen dataclasses, one a TOML table.
+
+Ranges are checked where a field is declared, so settings made in Python are held to the same rules as a file.
+Every error is one line that names its field.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+
+from relora_lab import methods, schedule, sizes
+from relora_lab.errors import BadInput, require
+from relora_lab.methods._options import LowRankOptions, Options
+
+
+def check_name(field_name: str, name: str) -> None:
+    """Raise BadInput unless `name` can be a folder's anywhere and is not read as an option or a path."""
+    require(
+        re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", name) is not None,
+        f"{field_name}: {name[:40]!r} is no run name: letters, digits, . _ - (1 to 80), not starting with . or -",
+    )
+
+
+def at_least(lowest: int, table: str, **values: int) -> None:
+    """Raise BadInput for the first value below `lowest`."""
+    for name, value in values.items():
+        require(value >= lowest, f"{table}.{name}: must be ≥ {lowest} (got {value})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """[model]: a size of sizes.py ("control:60M" is the control of 60M); single dimensions can be replaced."""
+
+    size: str
+    hidden: int | None = None
+    intermediate: int | None = None
+    heads: int | None = None
+    layers: int | None = None
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        at_least(1, "model", hidden=shape.hidden, intermediate=shape.intermediate)
+        at_least(1, "model", heads=shape.heads, layers=shape.layers)
+        per_head, rest = divmod(shape.hidden, shape.heads)
+        require(
+            rest == 0 and per_head % 2 == 0,
+            f"model.heads: {shape.heads} heads do not divide a width of {shape.hidden} into even parts",
+        )
+        require(0 < shape.init_std < math.inf, f"model.init_std: must be > 0 (got {shape.init_std})")
+
+    @property
+    def shape(self) -> sizes.Size:
+        """The preset with the given dimensions in place of its own."""
+        given = {name: value for name, value in asdict(self).items() if name != "size" and value is not None}
+        return replace(sizes.resolve(self.size), **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """[data]: `corpus` is "stdlib", a text file, a folder of text files, or a list of files.
+
+    An update sees `batch_size` sequences of `sequence_length` tokens.
+    """
+
+    corpus: str | list[str] = "stdlib"
+    sequence_length: int = 256
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        require(bool(self.corpus), "data.corpus: is empty; give 'stdlib', a text file or a folder")
+        at_least(2, "data", sequence_length=self.sequence_length)
+        at_least(1, "data", batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """[training]: `warm_start` of the `steps` updates are full-rank, whatever the method.
+
+    ΔW is measured from the merged weights at `reference_step` (default: the end of the warm start).
+    One thread by default, so that results do not depend on the machine's number of cores.
+    """
+
+    steps: int
+    warm_start: int = 0
+    reference_step: int | None = None
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    micro_batches: int = 1  # gradient accumulation: the batch is split into so many parts
+    eval_every: int = 1000
+    eval_tokens: int = 65536  # taken evenly from the held-out text; the same tokens at every evaluation
+    norms_every: int = 100
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        at_least(1, "training", steps=self.steps, threads=self.threads, micro_batches=self.micro_batches)
+        at_least(0, "training", warm_start=self.warm_start, seed=self.seed)
+        at_least(1, "training", eval_every=self.eval_every, eval_tokens=self.eval_tokens)
+        at_least(1, "training", norms_every=self.norms_every, checkpoint_every=self.checkpoint_every)
+        require(
+            self.warm_start < self.steps,
+            f"training.warm_start: the warm start ({self.warm_start}) must be shorter than training ({self.steps})",
+        )
+        require(
+            0 <= self.reference <= self.steps,
+            f"training.reference_step: {self.reference} lies outside the run's {self.steps} steps",
+        )
+
+    @property
+    def reference(self) -> int:
+        """The step whose merged weights ΔW starts from."""
+        return self.warm_start if self.reference_step is None else self.reference_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """[optimizer]: AdamW without weight decay. `lr` is the peak; low-rank phases use `low_rank_lr` (default: lr)."""
+
+    lr: float
+    low_rank_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    min_ratio: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "low_rank_lr", "eps"):
+            value = getattr(self, name)
+            require(
+                value is None or 0 < value < math.inf,
+                f"optimizer.{name}: expected a positive number, got {value}",
+            )
+        require(self.clip > 0, f"optimizer.clip: expected a positive number (inf clips nothing), got {self.clip}")
+        for beta in self.betas:
+            require(0 <= beta < 1, f"optimizer.betas: must be in [0, 1) (got {beta})")
+        require(0 <= self.min_ratio <= 1, f"optimizer.min_ratio: must be in [0, 1] (got {self.min_ratio})")
+        at_least(0, "optimizer", warmup_steps=self.warmup_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """[divergence]: when a run counts as diverged, in nats of mean training loss over `window` updates.
+
+    `rise` above the start; `restart_rise` (or half the way to chance, if that is less) across a restart.
+    """
+
+    window: int = 20
+    rise: float = 1.0
+    restart_rise: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(1, "divergence", window=self.window)
+        for name in ("rise", "restart_rise"):
+            require(getattr(self, name) > 0, f"divergence.{name}: must be > 0 (got {getattr(self, name)})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run. `name` is the run folder's, if the user wants one."""
+
+    model: Model
+    method: Options
+    training: Training
+    optimizer: Optimizer
+    data: Data = field(default_factory=Data)
+    divergence: Divergence = field(default_factory=Divergence)
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name("name", self.name)
+        require(
+            self.data.batch_size % self.training.micro_batches == 0,
+            f"training.micro_batches: {self.training.micro_batches} does not divide "
+            f"data.batch_size ({self.data.batch_size})",
+        )
+        method = self.method
+        phases = {"training.steps": self.training.steps}
+        if isinstance(method, LowRankOptions):
+            self._check_low_rank(method)
+            phases["the low-rank phase"] = self.low_rank_steps
+        for phase, steps in phases.items():
+            warmup = self.optimizer.warmup_steps
+            require(warmup < steps, f"optimizer.warmup_steps: {warmup} must be shorter than {phase} ({steps})")
+
+    def _check_low_rank(self, method: LowRankOptions) -> None:
+        for matrix in sizes.matrices(self.model.shape):
+            most = min(matrix.rows, matrix.cols)
+            require(
+                method.rank <= most,
+                f"method.rank: rank {method.rank} > min({matrix.rows}, {matrix.cols}) = {most} for {matrix.name}",
+            )
+        require(
+            method.base == "random" or self.training.warm_start == 0,
+            "method.base: a base of zero would throw the warm start away; set training.warm_start = 0",
+        )
+        if method.jagged:
+            try:
+                schedule.check(
+                    self.low_rank_steps,
+                    self.optimizer.warmup_steps,
+                    method.restart_every,
+                    method.restart_warmup,
+                )
+            except ValueError as error:
+                raise BadInput(f"optimizer.warmup_steps, method.restart_every: {error}") from None
+
+    @property
+    def method_name(self) -> str:
+        """The method's name."""
+        return methods.name_of(self.method)
+
+    @property
+    def low_rank_steps(self) -> int:
+        """Length of the low-rank phase: its schedule, and its restarts, count from its start."""
+        return self.training.steps - self.training.warm_start if self.method.low_rank else 0
+
+    @property
+    def low_rank_lr(self) -> float:
+        """Peak learning rate of the low-rank phase."""
+        return self.optimizer.low_rank_lr or self.optimizer.lr
+
+    def warnings(self) -> list[str]:
+        """What is allowed but seldom meant, a line each."""
+        found = []
+        if isinstance(self.method, LowRankOptions):
+            every = self.method.restart_every
+            if every is not None and every >= self.low_rank_steps:
+                found.append(
+                    f"method.restart_every ({every}) never comes within the {self.low_rank_steps} low-rank steps"
+                )
+            total, trainable = sizes.count_parameters(self.model.shape, rank=self.method.rank, vocab_size=0)
+            if trainable > total:
+                found.append(
+                    f"method.rank ({self.method.rank}) trains more parameters than the whole model has "
+                    f"({trainable:,} > {total:,} without embeddings)"
+                )
+        return found

@@ -1,0 +1,42 @@
+"""Stages: the full-rank beginnings that several runs share.
+
+A stage is a full-rank run that stops at a step `cut` of its schedule, in a run folder below .stages/ whose name is
+a digest of all that determines its bits. The full run of a seed and every warm start from it pass through the
+same stages, so a warm start *is* the prefix of the full run.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+
+from relora_lab import config as settings
+from relora_lab import environment
+from relora_lab.methods import full
+from relora_lab.settings import RunConfig
+
+
+def cuts(config: RunConfig) -> list[int]:
+    """The steps at which a run's full-rank part is cut: the end of its warm start, and its reference step."""
+    training = config.training
+    full_rank_steps = training.warm_start if config.method.low_rank else training.steps - 1
+    return sorted({step for step in (training.warm_start, training.reference) if 0 < step <= full_rank_steps})
+
+
+def stage_config(config: RunConfig, cut: int) -> RunConfig:
+    """The full-rank run that begins as `config` does; its reference is that of the run, or `cut` if that is later."""
+    return replace(
+        config,
+        name=None,
+        method=full.Options(),
+        optimizer=replace(config.optimizer, low_rank_lr=None),
+        training=replace(config.training, warm_start=0, reference_step=min(config.training.reference, cut)),
+    )
+
+
+def digest(stage: RunConfig, cut: int, text_sha256: str) -> str:
+    """16 hex digits of all that determines the state at the end of a stage."""
+    table = settings.as_table(stage)
+    del table["training"]["checkpoint_every"]
+    made_with = environment.fingerprint(stage.training.device)
+    facts = {"settings": table, "cut": cut, "text_sha256": text_sha256, "made_with": made_with}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

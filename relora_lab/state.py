@@ -1,0 +1,136 @@
+"""All that a run carries from step to step, how a low-rank phase begins, and the state as tensors and back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relora_lab import lowrank, models, schedule, seeds
+from relora_lab.lowrank import LowRankLinear
+from relora_lab.methods._options import LowRankOptions
+from relora_lab.optim import state as optimizer_state
+from relora_lab.settings import RunConfig
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # B, A by matrix
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer and position. `layers` is empty at full rank.
+
+    `cycle` counts restarts. `cycle_start` is the step since which this cycle's change of the merged weights is
+    counted, and `start_factors` what B and A were then, where B·A was not zero.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    layers: dict[str, LowRankLinear] = field(default_factory=dict)
+    cycle: int = 0
+    cycle_start: int = 0
+    start_factors: Factors = field(default_factory=dict)
+    diverged: str | None = None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        settings, training = self.config.optimizer, self.config.training
+        multiplier = partial(schedule.lr_multiplier, warmup_steps=settings.warmup_steps, min_ratio=settings.min_ratio)
+        if not self.layers:
+            return settings.lr * multiplier(self.step, total_steps=training.steps)
+        method = low_rank_options(self.config)
+        return self.config.low_rank_lr * multiplier(
+            self.step - training.warm_start,
+            total_steps=self.config.low_rank_steps,
+            restart_every=method.restart_every if method.jagged else None,
+            restart_warmup=method.restart_warmup,
+        )
+
+    @property
+    def trained(self) -> dict[Tensor, str]:
+        """Parameters that are trained, with their names."""
+        return {p: name for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def factors(self) -> Factors:
+        """Copies of B and A."""
+        return {n: (la.lora_B.detach().clone(), la.lora_A.detach().clone()) for n, la in self.layers.items()}
+
+    def begin_cycle(self) -> None:
+        """Count the change of the merged weights from here."""
+        self.cycle_start = self.step
+        moved = any(bool(layer.lora_B.any()) for layer in self.layers.values())
+        self.start_factors = self.factors() if moved else {}
+
+
+def low_rank_options(config: RunConfig) -> LowRankOptions:
+    """The method's options, for a method known to be low-rank."""
+    if not isinstance(config.method, LowRankOptions):
+        raise TypeError(f"{config.method_name} is no low-rank method")
+    return config.method
+
+
+def initial(config: RunConfig, vocab_size: int) -> TrainState:
+    """A model of fresh weights at step 0; seeded by (seed, "model")."""
+    model = models.build(
+        config.model.shape,
+        vocab_size=vocab_size,
+        device=config.training.device,
+        seed=seeds.derive(config.training.seed, "model"),
+    )
+    return TrainState(config, model, _adamw(config, model))
+
+
+def begin_low_rank(state: TrainState) -> None:
+    """Wrap the model, with a fresh optimizer for all that is still trained: P1 Algorithm 1, lines 4 to 9."""
+    method, seed = low_rank_options(state.config), state.config.training.seed
+    state.layers = lowrank.wrap(state.model, method.rank, method.alpha, seed=seed)
+    if method.base == "zero":
+        for name, layer in state.layers.items():
+            layer.start_from_zero(seeds.generator(seed, "factors", 0, name))
+    state.optimizer = _adamw(state.config, state.model)
+    state.begin_cycle()
+
+
+def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The state as named tensors and facts, for RunFolder.save_checkpoint."""
+    tensors = {
+        "model": state.model.state_dict(),
+        "optimizer": optimizer_state.flatten(state.optimizer, state.trained),
+        "start_factors": {
+            f"{name}.{factor}": tensor
+            for name, pair in state.start_factors.items()
+            for factor, tensor in zip("BA", pair, strict=True)
+        },
+    }
+    facts = {
+        "low_rank": bool(state.layers),
+        "cycle": state.cycle,
+        "cycle_start": state.cycle_start,
+        "diverged": state.diverged,
+    }
+    return tensors, facts
+
+
+def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+    """Bring an initial state to where `capture` was called."""
+    if facts["low_rank"]:
+        begin_low_rank(state)
+    state.model.load_state_dict(tensors["model"])
+    optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]))
+    saved, device = tensors["start_factors"], state.config.training.device
+    names = sorted({key.rpartition(".")[0] for key in saved})
+    state.start_factors = {n: (saved[f"{n}.B"].to(device), saved[f"{n}.A"].to(device)) for n in names}
+    state.step, state.cycle, state.cycle_start = facts["step"], facts["cycle"], facts["cycle_start"]
+    state.diverged = facts["diverged"]
+
+
+def _adamw(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        trained, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True
+    )

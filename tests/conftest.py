@@ -1,0 +1,52 @@
+"""Shared fixtures: golden numbers, and the settings of a run of seconds on real text."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from relora_lab import config
+from relora_lab.settings import RunConfig
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("deterministic")
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> Any:
+    """A golden file's JSON."""
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """TOML tables of a ReLoRA run of 60 updates (20 of them warm start, restarts at 34 and 48) on one real file."""
+    return {
+        "model": {"size": "demo", "hidden": 16, "intermediate": 40, "heads": 2},
+        "data": {"corpus": argparse.__file__, "sequence_length": 32, "batch_size": 4},
+        "method": {"name": "relora", "rank": 2, "restart_every": 14, "restart_warmup": 3, "optimizer_reset": "zero"},
+        "training": {
+            "steps": 60,
+            "warm_start": 20,
+            "norms_every": 10,
+            "eval_every": 25,
+            "eval_tokens": 512,
+            "checkpoint_every": 8,
+        },
+        "optimizer": {"lr": 3e-3, "low_rank_lr": 6e-3, "betas": [0.9, 0.95], "warmup_steps": 5},
+    }
+
+
+def changed(table: dict[str, Any], **parts: dict[str, Any]) -> RunConfig:
+    """The tables with some fields replaced; a new method name replaces the whole method."""
+    tables = {name: dict(part) for name, part in table.items()}
+    for name, part in parts.items():
+        fresh = name == "method" and part.get("name", table["method"]["name"]) != table["method"]["name"]
+        tables[name] = dict(part) if fresh else {**tables.get(name, {}), **part}
+    return config.parse(tables)

@@ -87,7 +87,7 @@ def open_corpus(spec: str | list[str], cache: Path, *, sequence_length: int) -> 
     Raises BadInput, naming the file, for a corpus that is missing, unreadable, not text or too short.
     """
     sources = list(_sources(spec))
-    facts = [(name, str(path.resolve()), *_size_and_time(path)) for name, path in sources]
+    facts = [(name, os.path.realpath(path), *_size_and_time(path)) for name, path in sources]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     folder = cache / key
     if not folder.exists():

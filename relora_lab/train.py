@@ -154,7 +154,7 @@ class Trainer:
         if state.step == training.reference:
             self._write_weights("warm_start")
             state.begin_cycle()
-            if not self.is_stage:
+            if not (self.is_stage and state.step == self.until):  # who begins there will
                 self._evaluate()
 
     def _update(self) -> dict[str, Any] | None:
@@ -173,10 +173,10 @@ class Trainer:
         trained = [p for group in state.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip)
         line = {"step": state.step + 1, "loss": float(loss), "lr": self._lr, "grad_norm": float(norm)}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(line[name]):
-                state.diverged = f"{name} of update {line['step']} is {line[name]}"
-        if not state.diverged:
+        not_finite = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
+        if not_finite:
+            state.diverged = f"{not_finite[0]} of update {line['step']} is {line[not_finite[0]]}"
+        else:
             state.optimizer.step()
             state.step += 1
         state.optimizer.zero_grad()

@@ -26,6 +26,11 @@ def golden(name: str) -> Any:
 
 @pytest.fixture
 def tiny() -> dict[str, Any]:
+    """A fresh copy of tiny_tables()."""
+    return tiny_tables()
+
+
+def tiny_tables() -> dict[str, Any]:
     """TOML tables of a ReLoRA run of 60 updates (20 of them warm start, restarts at 34 and 48) on one real file."""
     return {
         "model": {"size": "demo", "hidden": 16, "intermediate": 40, "heads": 2},

@@ -39,7 +39,9 @@ def test_forward_gradients_and_merge_equal_the_public_code(case):
     torch.testing.assert_close(y, torch.tensor(expected["y"]), atol=1e-6, rtol=1e-6)
     found = {"lora_A": layer.lora_A.grad, "lora_B": layer.lora_B.grad, "x": x.grad, "bias": layer.bias.grad}
     for name, gradient in expected["grads"].items():
-        torch.testing.assert_close(found[name], torch.tensor(gradient), atol=1e-6, rtol=1e-6)
+        expected_gradient = torch.tensor(gradient)
+        tolerance = 1e-6 * float(expected_gradient.abs().max())  # float32 sums of up to 60 products
+        torch.testing.assert_close(found[name], expected_gradient, atol=tolerance, rtol=0)
     assert layer.weight.grad is None
     layer.merge()
     torch.testing.assert_close(layer.weight, torch.tensor(expected["after_merge"]["weight"]), atol=1e-6, rtol=0)
@@ -86,7 +88,7 @@ def test_wrap_freezes_the_seven_matrices_of_each_block_and_nothing_else():
     assert len(layers) == 14
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {f"{name}.weight" for name in layers}
-    with pytest.raises(ValueError, match="nothing|no nn.Linear"):
+    with pytest.raises(ValueError, match=r"no nn\.Linear to wrap"):
         wrap(model, 2)
 
 

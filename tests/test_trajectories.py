@@ -63,8 +63,8 @@ def test_forty_updates_equal_the_public_code(name):
         norm = clip_grad_norm_(trained, optim["clip_grad_norm"])
         optimizer.step()
         optimizer.zero_grad()
-        assert float(loss) == pytest.approx(expected["loss"][update - 1], abs=1e-5), update
-        assert float(norm) == pytest.approx(expected["grad_norm_preclip"][update - 1], rel=1e-4), update
+        assert loss.item() == pytest.approx(expected["loss"][update - 1], abs=1e-5), update
+        assert norm.item() == pytest.approx(expected["grad_norm_preclip"][update - 1], rel=1e-4), update
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected["lr"][update - 1], abs=1e-12)
         if update == every:
             report = restart(layers, optimizer, cycle=1, reset="zero")

@@ -1,0 +1,147 @@
+"""The same settings give the same bytes: again, through a stage or without it, and after kill −9 and resume."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from conftest import changed, tiny_tables
+
+from relora_lab import train
+from relora_lab.errors import BadInput, FolderHeld, Interrupted
+from relora_lab.runs import RunFolder
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["relora_lab.train", "transformers.models.llama.modeling_llama"])
+
+
+def content(folder):
+    """Everything a run leaves but times: bytes of the weights and cycles, lines of the logs."""
+    run = RunFolder(folder)
+    logs = {log: run.read(log) for log in ("metrics", "eval", "norms")}
+    for line in logs["metrics"]:
+        del line["tokens_per_second"]
+    weights = [*run.path.glob("warm_start/*"), *run.path.glob("final/*"), *run.path.glob("cycles/*")]
+    return logs | {path.relative_to(run.path).as_posix(): path.read_bytes() for path in weights}
+
+
+def train_and_die(config, out, at, how):
+    """Train, and be killed before the update after step `at`."""
+    update = train.Trainer._update
+
+    def dying(self):
+        if self.state.step == at:
+            os.kill(os.getpid(), how)
+        return update(self)
+
+    train.Trainer._update = dying
+    train.run(config, out, resume=True)
+
+
+def in_child(*arguments):
+    child = CONTEXT.Process(target=train_and_die, args=arguments)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """A run that nothing disturbed, without stages."""
+    config = changed(tiny_tables())
+    return content(train.run(config, tmp_path_factory.mktemp("undisturbed") / "run", share=False))
+
+
+def test_again_and_through_a_stage(tmp_path, tiny, expected):
+    config = changed(tiny)
+    for name in ("one", "two"):  # the first trains the stage, the second finds it
+        assert content(train.run(config, tmp_path / name)) == expected
+    assert len(list((tmp_path / ".stages").iterdir())) == 1
+
+
+@pytest.mark.parametrize("at", [13, 20, 27, 34, 41, 59])
+def test_after_kill_9_and_resume(tmp_path, tiny, expected, at):
+    """In the warm start, at its end, before, at and after the first restart, before the last update."""
+    config, out = changed(tiny), tmp_path / "run"
+    assert in_child(config, out, at, signal.SIGKILL) == -signal.SIGKILL
+    assert RunFolder(out).state in ("waiting", "running")
+    assert content(train.run(config, out, resume=True)) == expected
+
+
+def test_a_warm_start_is_the_prefix_of_the_full_run(tmp_path, tiny):
+    full = changed(tiny, method={"name": "full"}, training={"warm_start": 0, "reference_step": 20})
+    relora = changed(tiny)
+    runs = [
+        RunFolder(train.run(config, tmp_path / name)) for name, config in {"full": full, "relora": relora}.items()
+    ]
+    assert len(list((tmp_path / ".stages").iterdir())) == 1
+    prefixes = [[line["loss"] for line in run.read("metrics")[:20]] for run in runs]
+    assert prefixes[0] == prefixes[1]
+    weights = [run.path / "warm_start" / "model.safetensors" for run in runs]
+    assert weights[0].stat().st_ino == weights[1].stat().st_ino  # linked, not copied
+    later = changed(tiny, training={"warm_start": 30, "reference_step": 20})
+    train.run(later, tmp_path / "later")
+    assert len(list((tmp_path / ".stages").iterdir())) == 2  # 0 to 20 is shared, 20 to 30 is new
+
+
+def test_stages_of_a_chain_give_the_bits_of_a_run_without(tmp_path, tiny):
+    config = changed(tiny, training={"warm_start": 30, "reference_step": 20})
+    shared, alone = (train.run(config, tmp_path / str(share) / "run", share=share) for share in (True, False))
+    assert content(shared) == content(alone)
+
+
+def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(tmp_path, tiny, expected, monkeypatch):
+    config, out = changed(tiny), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped by signal 15 at step 38"):
+        update = train.Trainer._update
+
+        def interrupted(self):
+            if self.state.step == 37:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return update(self)
+
+        patch.setattr(train.Trainer, "_update", interrupted)
+        train.run(config, out)
+    assert RunFolder(out).status["state"] == "stopped"
+    assert RunFolder(out).status["step"] <= 38
+    assert content(train.run(config, out, resume=True)) == expected
+
+
+def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path, tiny):
+    config, out = changed(tiny), tmp_path / "run"
+    child = CONTEXT.Process(target=train_and_die, args=(config, out, 30, signal.SIGSTOP))
+    child.start()
+    try:
+        for _ in range(600):
+            if RunFolder(out).has_checkpoint and RunFolder(out).state == "running":
+                break
+            time.sleep(0.05)
+        with pytest.raises(FolderHeld, match=f"held by process {child.pid} on"):
+            train.run(config, out, resume=True)
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_resuming_another_run_is_refused_with_old_and_new(tmp_path, tiny):
+    out = train.run(changed(tiny), tmp_path / "run")
+    with pytest.raises(BadInput, match=r"method\.rank changed from 2 to 3"):
+        train.run(changed(tiny, method={"rank": 3}), out, resume=True)
+    with pytest.raises(BadInput, match=r"holds a run \(finished\)"):
+        train.run(changed(tiny), out)
+    text = tmp_path / "text.txt"
+    text.write_text("one " * 2000)
+    config = changed(tiny, data={"corpus": str(text)})
+    other = train.run(config, tmp_path / "other")
+    text.write_text("two " * 2000)
+    with pytest.raises(BadInput, match="cannot resume with another corpus"):
+        train.run(config, other, resume=True)
+
+
+def test_other_threads_may_go_on_and_that_is_recorded(tmp_path, tiny):
+    out = tmp_path / "run"
+    assert in_child(changed(tiny), out, 41, signal.SIGKILL) == -signal.SIGKILL
+    train.run(changed(tiny, training={"threads": 2}), out, resume=True)
+    assert RunFolder(out).state == "finished"
+    assert RunFolder(out).environment["bit_identical"] is False

@@ -1,0 +1,228 @@
+"""A run on real text, from settings to run folder: what it leaves, and that it adds up."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from conftest import changed, tiny_tables
+from transformers import AutoModelForCausalLM
+
+from relora_lab import data, train
+from relora_lab.objective import LanguageModelling
+from relora_lab.runs import RunFolder
+
+LOW_RANK = {"rank": 2, "restart_every": 14, "restart_warmup": 3}
+NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+
+
+def ranks(folder: RunFolder) -> set[int]:
+    """Numerical ranks of ΔW over all wrapped matrices."""
+    found = set()
+    for pairs, _ in folder.cycles():
+        for name in pairs:
+            delta = folder.weight("final", f"{name}.weight") - folder.weight("warm_start", f"{name}.weight")
+            sigma = torch.linalg.svdvals(delta.double())
+            found.add(int((sigma > 1e-5 * sigma[0]).sum()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def relora(tmp_path_factory):
+    """One finished ReLoRA run: warm start to 20, restarts after updates 34 and 48, end at 60."""
+    config = changed(tiny_tables())
+    return config, RunFolder(train.run(config, tmp_path_factory.mktemp("runs") / "relora"))
+
+
+def test_the_run_folder_holds_what_the_readme_lists(relora):
+    _, folder = relora
+    found = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+    expected = {"config.toml", "environment.json", "status.json", "manifest.json"}
+    expected |= {"metrics.jsonl", "eval.jsonl", "norms.jsonl", ".lock"}
+    expected |= {
+        f"{which}/{name}" for which in ("warm_start", "final") for name in ("config.json", "model.safetensors")
+    }
+    expected |= {f"cycles/{n:04d}.{kind}" for n in (1, 2, 3) for kind in ("json", "safetensors")}
+    checkpoint = {"model.safetensors", "optimizer.safetensors", "start_factors.safetensors", "state.json"}
+    assert found == expected | {f"checkpoints/000000060/{name}" for name in checkpoint}
+    assert folder.status["state"] == "finished"
+    assert folder.environment["warm_start"] == "warm start"
+    assert folder.environment["bit_identical"] is True
+    assert len(folder.environment["corpus"]["text_sha256"]) == 64
+
+
+def test_metrics_have_a_line_an_update_with_the_schedule_of_each_phase(relora):
+    config, folder = relora
+    lines = folder.read("metrics")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert lines[-1]["tokens"] == 60 * 4 * 32
+    rates = [line["lr"] for line in lines]
+    assert rates[0] == 0  # update u uses multiplier(u - 1)
+    assert rates[5] == config.optimizer.lr  # the end of the warm-up
+    assert rates[20] == rates[34] == rates[48] == 0  # the low-rank phase and both restarts begin at 0
+    assert rates[25] == config.optimizer.low_rank_lr
+    assert 0 < rates[35] < rates[36] < rates[37]
+
+
+def test_evaluations_are_at_the_warm_start_every_so_often_and_at_the_end(relora):
+    _, folder = relora
+    assert [line["step"] for line in folder.read("eval")] == [20, 25, 50, 60]
+    assert folder.read("eval")[-1]["loss"] < folder.read("eval")[0]["loss"]
+
+
+@pytest.mark.parametrize(("which", "step"), [("warm_start", 20), ("final", 60)])
+def test_transformers_opens_the_weights_and_finds_the_runs_loss(relora, which, step):
+    config, folder = relora
+    model = AutoModelForCausalLM.from_pretrained(folder.path / which)
+    corpus = data.open_corpus(
+        config.data.corpus, folder.path.parent / ".tokens", sequence_length=config.data.sequence_length
+    )
+    found = LanguageModelling(config, corpus).evaluate(model)
+    [logged] = [line for line in folder.read("eval") if line["step"] == step]
+    assert found.loss == pytest.approx(logged["loss"], abs=1e-5)
+    assert found.perplexity == pytest.approx(logged["perplexity"], rel=1e-5)
+    assert found.tokens == logged["tokens"]
+
+
+def test_restarts_keep_the_function_and_say_what_they_reset(relora):
+    _, folder = relora
+    facts = [facts for _, facts in folder.cycles()]
+    assert [(f["start"], f["end"]) for f in facts] == [(20, 34), (34, 48), (48, 60)]
+    for restart in facts[:-1]:
+        assert abs(restart["function_jump"]) <= 1e-5
+        assert restart["merged"]
+        assert restart["zeroed"] == restart["entries"] > 0
+        assert restart["orphans"] == 0
+        assert restart["lr"] > 0
+    assert not facts[-1]["merged"]
+
+
+def test_delta_w_is_the_sum_of_the_cycles_and_has_their_rank(relora):
+    _, folder = relora
+    assert folder.status["identity_deviation"] < 1e-5
+    for name in NAMES:
+        delta = folder.weight("final", f"{name}.weight") - folder.weight("warm_start", f"{name}.weight")
+        total = sum(scale * B @ A for pairs, _ in folder.cycles() for B, A, scale in pairs[name])
+        torch.testing.assert_close(delta, total, atol=1e-6, rtol=0)
+    assert ranks(folder) == {6}  # three cycles of rank 2
+
+
+def test_norms_are_traced_and_surround_each_restart(relora):
+    _, folder = relora
+    rows = [row for row in folder.read("norms") if row["matrix"] == NAMES[0]]
+    moments = [(row["step"], row["moment"]) for row in rows]
+    restarts = [(step, moment) for step in (34, 48) for moment in ("before", "after")]
+    assert moments == sorted([(step, "trace") for step in range(10, 61, 10)] + restarts, key=lambda m: m[0])
+    for step in (34, 48):
+        before, after = (next(r for r in rows if (r["step"], r["moment"]) == (step, m)) for m in ("before", "after"))
+        assert before["sBA"] > 0 == after["sBA"] == after["B"]
+        assert before["W_merged"] == pytest.approx(after["W_merged"], rel=1e-6)
+        assert before["delta_W"] == pytest.approx(after["delta_W"], rel=1e-4)
+    assert rows[0]["sBA"] is None  # step 10 is full-rank, and before the reference
+    assert rows[0]["delta_W"] is None
+    last = folder.weight("final", f"{NAMES[0]}.weight") - folder.weight("warm_start", f"{NAMES[0]}.weight")
+    assert rows[-1]["delta_W"] == pytest.approx(float(last.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("warm_start", [0, 20])
+@pytest.mark.parametrize("jagged", [False, True])
+@pytest.mark.parametrize("reset", ["none", "magnitude"])
+@pytest.mark.parametrize("method", ["lora", "relora"])
+def test_every_combination_of_the_toggles_trains(tmp_path, tiny, method, reset, jagged, warm_start):
+    config = changed(
+        tiny,
+        method={"name": method, **LOW_RANK, "optimizer_reset": reset, "jagged": jagged},
+        training={"warm_start": warm_start},
+    )
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    assert folder.state == "finished"
+    events = [facts for _, facts in folder.cycles()][:-1]
+    assert [event["end"] for event in events] == list(range(warm_start + 14, 60, 14))
+    for event in events:
+        assert event["merged"] == (method == "relora")
+        assert abs(event["function_jump"]) <= 1e-5
+        assert (event["zeroed"] / event["entries"] > 0.9) == (reset == "magnitude")
+    rates = {line["step"]: line["lr"] for line in folder.read("metrics")}
+    assert (rates[warm_start + 15] == 0) == jagged
+    # One cycle is one rank of 2; from scratch ΔW is counted from B = 0 too.
+    assert ranks(folder) == {2 * (len(events) + 1) if method == "relora" else 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "rank", "kind"),
+    [
+        ({"name": "full"}, {"reference_step": 20}, None, "snapshot"),
+        ({"name": "lora", "rank": 2}, {"reference_step": 30}, 4, "snapshot"),
+        ({"name": "lora", "rank": 2}, {"reference_step": 20}, 2, "warm start"),
+        ({"name": "lora", "rank": 2}, {"warm_start": 0, "reference_step": 20}, 4, "snapshot"),
+        ({"name": "lora", "rank": 2, "base": "zero"}, {"warm_start": 0}, 4, "init"),
+        ({"name": "low_rank", "rank": 2}, {"warm_start": 0}, 4, "init"),
+        ({"name": "relora", **LOW_RANK, "base": "zero"}, {"warm_start": 0}, 12, "init"),
+        ({"name": "relora", **LOW_RANK}, {"reference_step": 40}, 6, "snapshot"),
+        ({"name": "relora", **LOW_RANK}, {"reference_step": 10}, 16, "snapshot"),
+    ],
+)
+def test_delta_w_from_any_reference_and_base(tmp_path, tiny, method, training, rank, kind):
+    """Ranks as METHODS §6 bounds them: 2r for LoRA from a reference where B·A is not zero, and so for a cycle."""
+    config = changed(tiny, method=method, training={"warm_start": 20 if method["name"] != "full" else 0} | training)
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    assert folder.state == "finished"
+    assert folder.environment["warm_start"] == kind
+    assert ("identity_deviation" in folder.status) == (rank is not None and config.training.reference != 10)
+    if rank is not None:
+        assert ranks(folder) == {rank}
+    if method["name"] == "low_rank":
+        merged = sum(scale * B @ A for B, A, scale in next(folder.cycles())[0][NAMES[0]][:1])
+        torch.testing.assert_close(folder.weight("final", f"{NAMES[0]}.weight"), merged)
+
+
+def test_accumulating_micro_batches_gives_the_same_losses(tmp_path, tiny):
+    losses = []
+    for parts in (1, 4):
+        config = changed(tiny, training={"micro_batches": parts})
+        folder = RunFolder(train.run(config, tmp_path / f"run{parts}"))
+        losses.append([line["loss"] for line in folder.read("metrics")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(("mask", "orphans"), [("separate", True), ("shared", False)])
+def test_orphans_of_separate_masks_are_recorded(tmp_path, tiny, mask, orphans):
+    method = {"optimizer_reset": "magnitude", "reset_ratio": 0.9, "reset_mask": mask}
+    folder = RunFolder(train.run(changed(tiny, method=method), tmp_path / "run"))
+    assert all((facts["orphans"] > 0) == orphans for _, facts in list(folder.cycles())[:-1])
+
+
+def test_divergence_is_a_result(tmp_path, tiny):
+    config = changed(tiny, optimizer={"low_rank_lr": 100.0, "clip": float("inf")})
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    status = folder.status
+    assert status["state"] == "diverged"
+    assert 20 < status["step"] < 60
+    assert status["reason"]
+    assert len(folder.read("metrics")) == status["step"]
+    assert all(torch.isfinite(folder.weight("final", f"{name}.weight")).all() for name in NAMES)
+    assert train.run(config, folder.path, resume=True) == folder.path  # nothing left to do
+
+
+def test_a_loss_that_is_no_number_is_not_applied(tmp_path, tiny, monkeypatch):
+    loss = LanguageModelling.loss
+
+    updates = itertools.count(1)
+
+    def failing(self, model, batch):
+        found = loss(self, model, batch)
+        return found * float("nan") if model.training and next(updates) == 31 else found
+
+    monkeypatch.setattr(LanguageModelling, "loss", failing)
+    folder = RunFolder(train.run(changed(tiny), tmp_path / "run", share=False))
+    assert folder.status["reason"] == "loss of update 31 is nan"
+    assert folder.status["step"] == 30 == len(folder.read("metrics"))
+    assert torch.isfinite(folder.weight("final", f"{NAMES[0]}.weight")).all()
+
+
+def test_a_failed_check_is_a_failed_run(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("relora_lab.lowrank.LowRankLinear.merge", lambda layer: layer.lora_B.data.zero_())
+    with pytest.raises(RuntimeError, match="differs from the sum of the cycles"):
+        train.run(changed(tiny), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").state == "failed"
+    assert "differs from the sum" in json.loads((tmp_path / "run" / "status.json").read_text())["reason"]

@@ -1,0 +1,166 @@
+"""Settings: what is read is what was written, and every mistake is one line that names its field."""
+
+import dataclasses
+import tomllib
+
+import pytest
+from conftest import changed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relora_lab import config
+from relora_lab.errors import BadInput
+
+# field set to what -> what the message must say (BAD_INPUTS 16, 18-25)
+BAD = [
+    ("method.restart_evrey=200", r"unknown field 'restart_evrey'.*did you mean 'restart_every'\?"),
+    ("trainig.steps=3", r"unknown field 'trainig'.*did you mean 'training'\?"),
+    ("optimizer.betass=[0.9, 0.9]", r"unknown field 'betass'.*did you mean 'betas'\?"),
+    ("training.lr=0.1", "'lr' belongs under 'optimizer'"),
+    ("lr=0.1", "'lr' belongs under 'optimizer'"),
+    ("optimizer.restart_every=3", "'restart_every' belongs under 'method'"),
+    ("method.restart_every=0", r"method.restart_every: must be ≥ 1 \(got 0\).*without restarts use"),
+    ("method.restart_every=-5", r"method.restart_every: must be ≥ 1 \(got -5\)"),
+    ("method.rank=0", r"method.rank: must be ≥ 1 \(got 0\)"),
+    ("method.rank=17", r"method.rank: rank 17 > min\(16, 16\) = 16 for model.layers.0.self_attn.q_proj"),
+    ("training.warm_start=60", r"training.warm_start: .*\(60\) must be shorter than training \(60\)"),
+    ("training.warm_start=2000", r"warm start \(2000\) must be shorter than training \(60\)"),
+    ("method.restart_warmup=14", r"method.restart_warmup: 14 leaves no step at full rate in a cycle of 14"),
+    ("method.reset_ratio=1.5", r"method.reset_ratio: must be in \[0, 1\) \(got 1.5\)"),
+    ("method.reset_ratio=99.0", r"must be in \[0, 1\) \(got 99; did you mean 0.99\?\)"),
+    ('optimizer.lr="1e-3"', 'optimizer.lr: expected a number, got text "1e-3"; write it without quotes'),
+    ("optimizer.lr=nan", "optimizer.lr: expected a positive number, got nan"),
+    ("optimizer.lr=inf", "optimizer.lr: expected a positive number, got inf"),
+    ("optimizer.lr=-1", "optimizer.lr: expected a positive number, got -1"),
+    ("optimizer.lr=true", "optimizer.lr: expected a number, got true"),
+    ("optimizer.lr=[1]", r"optimizer.lr: expected a number, got \[1\]"),
+    ("training.steps=1.5", "training.steps: expected a whole number, got 1.5"),
+    ("training.steps=true", "training.steps: expected a whole number, got true"),
+    ("training.seed=-1", "training.seed: must be ≥ 0"),
+    ("training.reference_step=61", "training.reference_step: 61 lies outside"),
+    ("training.micro_batches=3", r"training.micro_batches: 3 does not divide data.batch_size \(4\)"),
+    ("method.name=relroa", "unknown method 'relroa'; did you mean 'relora'"),
+    ("method.name=full", "method.rank: is no setting of this method"),
+    ("method.optimizer_reset=half", "method.optimizer_reset: expected 'none' or 'zero' or 'magnitude' or 'random'"),
+    ("method.base=zero", "method.base: a base of zero would throw the warm start away"),
+    ("model.size=130m", "did you mean '130M'"),
+    ("model.heads=3", "model.heads: 3 heads do not divide"),
+    ("optimizer.warmup_steps=15", r"warmup_steps \(15\) must be ≤ restart_every \(14\)"),
+    ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
+    ("optimizer.betas=[0.9, 1.0]", r"optimizer.betas: must be in \[0, 1\)"),
+    ("schema_version=2", r"newer version \(schema 2, this reads ≤ 1\)"),
+    ('name="../x"', "no run name: letters, digits"),
+    ('name="a/b"', "no run name"),
+    ('name=".."', "no run name"),
+    ('name="-rf"', "no run name"),
+    ('name=""', "no run name"),
+    (f'name="{"x" * 10_000}"', "no run name"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD, ids=[override[:40] for override, _ in BAD])
+def test_a_bad_setting_is_one_line_that_names_its_field(tiny, tmp_path, override, message):
+    path = tmp_path / "run.toml"
+    path.write_text(config.dumps(changed(tiny)))
+    with pytest.raises(BadInput, match=message) as caught:
+        config.load(path, [override])
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"{path}: ")
+    assert len(text) < 400
+
+
+@pytest.mark.parametrize(("table", "field"), [("model", "size"), ("training", "steps"), ("optimizer", "lr")])
+def test_a_missing_field_is_named(tiny, table, field):
+    del tiny[table][field]
+    with pytest.raises(BadInput, match=f"{table}.{field}: is missing"):
+        config.parse(tiny)
+
+
+def test_what_is_no_toml_is_said_so(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text("[model\n")
+    with pytest.raises(BadInput, match="not valid TOML"):
+        config.load(path)
+    with pytest.raises(BadInput, match="cannot be read"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_settings_made_in_python_are_held_to_the_same_rules(tiny):
+    good = changed(tiny)
+    with pytest.raises(BadInput, match=r"training\.warm_start"):
+        dataclasses.replace(good, training=dataclasses.replace(good.training, warm_start=99))
+
+
+def test_toggles_without_a_period_are_refused(tiny):
+    for toggle in ({"jagged": True}, {"optimizer_reset": "zero"}):
+        with pytest.raises(BadInput, match=r"set method\.restart_every"):
+            changed(tiny, method={"name": "lora", "rank": 2, **toggle})
+    with pytest.raises(BadInput, match="relora needs it"):
+        config.parse({**tiny, "method": {"name": "relora", "rank": 2}})
+
+
+def test_all_sixteen_toggle_combinations_are_settings(tiny):
+    found = set()
+    for method in ("lora", "relora"):
+        for reset in ("none", "magnitude"):
+            for jagged in (False, True):
+                for warm_start in (0, 20):
+                    settings = {"rank": 2, "restart_every": 14, "restart_warmup": 3}
+                    made = changed(
+                        tiny,
+                        method={"name": method, "optimizer_reset": reset, "jagged": jagged, **settings},
+                        training={"warm_start": warm_start},
+                    )
+                    found.add(config.digest(made))
+    assert len(found) == 16
+
+
+@given(
+    steps=st.integers(1, 10**6),
+    seed=st.integers(0, 2**31),
+    lr=st.floats(1e-9, 10),
+    rank=st.integers(1, 16),
+    alpha=st.none() | st.floats(0.01, 1000),
+    every=st.integers(11, 10**6),
+    ratio=st.floats(0, 0.9999),
+    base=st.sampled_from(["random", "zero"]),
+)
+def test_settings_survive_toml(steps, seed, lr, rank, alpha, every, ratio, base):
+    method = {"name": "relora", "rank": rank, "base": base, "restart_every": every, "restart_warmup": 10}
+    made = config.parse(
+        {
+            "model": {"size": "demo", "hidden": 16, "heads": 2},
+            "method": {**method, "reset_ratio": ratio} | ({} if alpha is None else {"alpha": alpha}),
+            "training": {"steps": steps, "seed": seed},
+            "optimizer": {"lr": lr},
+        }
+    )
+    again = config.parse(tomllib.loads(config.dumps(made)))
+    assert config.as_table(again) == config.as_table(made)
+    assert config.digest(again) == config.digest(made)
+    assert config.differences(made, again) == {}
+
+
+def test_defaults_are_resolved_in_what_is_written(tiny):
+    del tiny["optimizer"]["low_rank_lr"]
+    written = tomllib.loads(config.dumps(changed(tiny)))
+    assert written["method"]["alpha"] == 2.0
+    assert written["training"]["reference_step"] == 20
+    assert written["optimizer"]["low_rank_lr"] == 3e-3
+    assert written["schema_version"] == 1
+
+
+def test_the_digest_does_not_know_the_name_and_knows_everything_else(tiny):
+    one = changed(tiny)
+    assert config.digest(config.parse({**tiny, "name": "other"})) == config.digest(one)
+    assert config.digest(changed(tiny, training={"seed": 1})) != config.digest(one)
+    assert config.run_name(one) == f"relora-demo-0-{config.digest(one)}"
+
+
+def test_what_is_seldom_meant_is_warned_of(tiny):
+    assert changed(tiny).warnings() == []
+    late = changed(tiny, method={"restart_every": 50}).warnings()
+    assert len(late) == 1
+    assert "never comes within the 40 low-rank steps" in late[0]
+    assert "more parameters than the whole model" in changed(tiny, method={"rank": 16}).warnings()[0]

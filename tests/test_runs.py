@@ -1,0 +1,126 @@
+"""The run folder: logs and checkpoints that fit together, cycles, manifest, where a run may be written."""
+
+import json
+
+import pytest
+import torch
+from conftest import changed
+
+from relora_lab import files
+from relora_lab.errors import BadInput, Interrupted
+from relora_lab.runs import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    made = RunFolder(tmp_path / "run")
+    made.make()
+    made.write_config(changed(tiny))
+    return made
+
+
+def save(folder, step):
+    folder.save_checkpoint(step, {"model": {"w": torch.full((2,), float(step))}}, {"cycle": step})
+
+
+def test_logs_are_cut_back_to_the_newest_checkpoint(folder):
+    for step in range(1, 8):
+        folder.append("metrics", {"step": step, "loss": 1 / step})
+        if step in (3, 5):
+            save(folder, step)
+    folder.close()
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # a line cut by a crash
+    tensors, facts = folder.load_checkpoint()
+    assert facts["step"] == facts["cycle"] == 5
+    assert tensors["model"]["w"].tolist() == [5.0, 5.0]
+    assert [line["step"] for line in folder.read("metrics")] == [1, 2, 3, 4, 5]
+    assert len(list((folder.path / "checkpoints").iterdir())) == 1
+
+
+def test_without_a_checkpoint_a_run_begins_again_with_empty_logs(folder):
+    folder.append("metrics", {"step": 1})
+    assert folder.load_checkpoint() is None
+    assert folder.read("metrics") == []
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(folder):
+    save(folder, 3)
+    path = next(folder.path.glob("checkpoints/*/model.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"model\.safetensors: is damaged"):
+        folder.load_checkpoint()
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_logs(folder):
+    folder.append("eval", {"step": 1, "loss": 800.0, "perplexity": float("inf"), "x": float("nan")})
+    folder.close()
+    text = (folder.path / "eval.jsonl").read_text()
+    assert json.loads(text) == {"step": 1, "loss": 800.0, "perplexity": None, "x": None}
+
+
+def test_cycles_come_back_as_signed_pairs(folder):
+    B, A = torch.randn(4, 2), torch.randn(2, 3)
+    pairs = {"m.a": [(B, A, 2.0), (B + 1, A + 1, -2.0)], "m.b": [(B + 2, A + 2, 2.0)]}
+    folder.write_cycle(1, pairs, {"cycle": 1, "end": 10})
+    [(found, facts)] = folder.cycles()
+    assert facts == {"cycle": 1, "end": 10}
+    assert found.keys() == pairs.keys()
+    for name, expected in pairs.items():
+        for (b, a, scale), (b_, a_, scale_) in zip(found[name], expected, strict=True):
+            assert torch.equal(b, b_)
+            assert torch.equal(a, a_)
+            assert scale == scale_
+
+
+def test_the_manifest_holds_the_hash_of_every_finished_file(folder):
+    folder.write_weights("final", "{}", {"w": torch.ones(2)})
+    folder.write_cycle(1, {}, {})
+    folder.append("metrics", {"step": 1})
+    folder.write_environment({})
+    folder.finish()
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    expected = {"config.toml", "environment.json", "metrics.jsonl"}
+    expected |= {"final/config.json", "final/model.safetensors", "cycles/0001.json", "cycles/0001.safetensors"}
+    assert manifest.keys() == expected
+    assert all(files.sha256(folder.path / name) == value for name, value in manifest.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (Interrupted(15, 7), "stopped", "signal 15 at step 7"),
+        (KeyboardInterrupt(), "stopped", "interrupted"),
+        (OSError("disk\nfull"), "failed", "OSError: disk"),
+    ],
+)
+def test_how_a_run_ended_early_is_noted_in_a_line(folder, error, state, reason):
+    folder.write_status("running", step=7, steps=9)
+    with pytest.raises(type(error)), folder.outcome_noted():
+        raise error
+    assert folder.state == state
+    assert reason in folder.status["reason"]
+    assert "\n" not in folder.status["reason"]
+    assert folder.status["step"] == 7
+
+
+@pytest.mark.parametrize("name", ["-rf", ".hidden", "a b", "x" * 81, "ü"])
+def test_a_folder_of_a_bad_name_is_refused(tmp_path, name):
+    with pytest.raises(BadInput, match="is no run name"):
+        RunFolder(tmp_path / name).check(resume=False)
+
+
+def test_a_folder_that_cannot_be_or_is_something_else_is_refused(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for path, message in {"file/run": "is a file", "file": "is a file", "other": "is no run folder"}.items():
+        with pytest.raises(BadInput, match=message):
+            RunFolder(tmp_path / path).check(resume=True)
+    with pytest.raises(BadInput, match="continue it with --resume"):
+        folder.check(resume=False)
+    folder.check(resume=True)
+    RunFolder(tmp_path / "new" / "deep" / "run").check(resume=False)
+    assert not (tmp_path / "new").exists()

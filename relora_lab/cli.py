@@ -58,7 +58,7 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2) -> int:
     from relora_lab.launch import local
 
     cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"))
-    failures = local.launch(cells, out, workers=workers, progress=True)
+    failures = local.launch(cells, out, workers=workers)
     for name, reason in failures.items():
         _say(f"{name}: {reason}")
     print(grid.summary(cells, out))
@@ -80,20 +80,27 @@ def _run(arguments: list[str], debug: bool) -> int:
     about = "Train by low-rank updates, then look at the rank of what was learned."
     try:
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="relora-lab", description=about)
-    except BadInput as error:
-        code, message = BAD_INPUT, str(error)
-    except FolderHeld as error:
-        code, message = HELD, str(error)
-    except Interrupted as error:
-        code, message = 128 + error.signum, str(error)
-    except KeyboardInterrupt:
-        code, message = 128 + signal.SIGINT, "interrupted"
-    except Exception as error:
-        code, message = FAILED, f"{type(error).__name__}: {error}" + ("" if debug else " (--debug shows where)")
-    if debug:
-        traceback.print_exc()
-    _say(message)
-    return code
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _explain(error)
+        _say(message)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message."""
+    match error:
+        case BadInput():
+            return BAD_INPUT, str(error)
+        case FolderHeld():
+            return HELD, str(error)
+        case Interrupted():
+            return 128 + error.signum, str(error)
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT, "interrupted"
+        case _:
+            return FAILED, f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def _say(message: str) -> None:

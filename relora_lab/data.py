@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -123,8 +124,12 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()
     except OSError as error:
-        raise BadInput(f"data.corpus: {path}: cannot be read ({error.strerror})") from None
+        _refuse(error)
     return stat.st_size, stat.st_mtime_ns
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise BadInput(f"data.corpus: {error.filename}: cannot be read ({error.strerror})") from None
 
 
 def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:
@@ -149,7 +154,7 @@ def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:
 def _walk(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
     """Regular files below `root`, hidden ones and links to folders left out, sorted by relative path."""
     found = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = [name for name in subfolders if name not in left_out and not name.startswith(".")]
         found += [Path(folder) / name for name in names if not name.startswith(".")]
     return iter(sorted((path.relative_to(root).as_posix(), path) for path in found))
@@ -160,7 +165,7 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
         content.decode()
     except OSError as error:
-        raise BadInput(f"data.corpus: {path}: cannot be read ({error.strerror})") from None
+        _refuse(error)
     except UnicodeDecodeError as error:
         raise BadInput(f"data.corpus: {path}: is not UTF-8 text (byte {error.start})") from None
     require(b"\0" not in content, f"data.corpus: {path}: is binary (byte {content.find(0)} is 0)")

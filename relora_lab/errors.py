@@ -10,14 +10,14 @@ class FolderHeld(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after its state was saved (exit 128 + signal)."""
+    """A signal stopped the work after its state was saved (exit 128 + signal)."""
 
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(signum, step)
-        self.signum, self.step = signum, step
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(signum, message)
+        self.signum, self.message = signum, message
 
     def __str__(self) -> str:
-        return f"stopped by signal {self.signum} at step {self.step}; continue with --resume"
+        return f"stopped by signal {self.signum} {self.message}"
 
 
 def require(condition: bool, message: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -37,12 +38,14 @@ class RunFolder:
     # ---- making and finding
 
     def check(self, *, resume: bool) -> None:
-        """Raise BadInput unless a run can be written here; writes nothing."""
+        """Raise BadInput unless a run can be written here; leaves nothing."""
         check_name("--out", self.path.name)
         where = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
-        if not where.is_dir() or not os.access(where, os.W_OK | os.X_OK):
-            why = "permission denied" if where.is_dir() else f"{where} is a file"
-            raise BadInput(f"--out {self.path}: cannot be written ({why})")
+        try:
+            with tempfile.TemporaryDirectory(dir=where):
+                pass
+        except OSError as error:
+            raise BadInput(f"--out {self.path}: cannot be written ({where}: {error.strerror})") from None
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         require(self.started, f"--out {self.path}: exists and is no run folder")

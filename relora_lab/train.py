@@ -132,7 +132,7 @@ class Trainer:
                 return
             if received:
                 self._checkpoint()
-                raise Interrupted(received[0], self.state.step)
+                raise Interrupted(received[0], f"at step {self.state.step}; continue with --resume")
             line = self._update()
             if line is not None:
                 self._after_update()

@@ -91,7 +91,7 @@ def test_the_manifest_holds_the_hash_of_every_finished_file(folder):
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [
-        (Interrupted(15, 7), "stopped", "signal 15 at step 7"),
+        (Interrupted(15, "at step 7"), "stopped", "signal 15 at step 7"),
         (KeyboardInterrupt(), "stopped", "interrupted"),
         (OSError("disk\nfull"), "failed", "OSError: disk"),
     ],
@@ -116,7 +116,11 @@ def test_a_folder_that_cannot_be_or_is_something_else_is_refused(tmp_path, folde
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
-    for path, message in {"file/run": "is a file", "file": "is a file", "other": "is no run folder"}.items():
+    for path, message in {
+        "file/run": "Not a directory",
+        "file": "Not a directory",
+        "other": "is no run folder",
+    }.items():
         with pytest.raises(BadInput, match=message):
             RunFolder(tmp_path / path).check(resume=True)
     with pytest.raises(BadInput, match="continue it with --resume"):

@@ -1,39 +1,53 @@
 """Runs in processes of this machine, each with its own threads; one progress display over all."""
 
 import multiprocessing
+import signal
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
 from tqdm import tqdm
 
+from relora_lab import process
+from relora_lab.errors import Interrupted
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
 
-def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int, progress: bool) -> dict[str, str]:
+def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int) -> dict[str, str]:
     """Train every cell into out/name, going on where a cell was left. Returns the failures' reasons by name.
 
-    A cell that fails does not stop the others, and a diverged cell is no failure.
+    A cell that fails does not stop the others, and a diverged cell is no failure. Raises Interrupted after
+    SIGINT or SIGTERM, when every worker has saved its state.
     """
     RunFolder(out).make()
+    bars = [_Bar(RunFolder(out / name), cell, at) for at, (name, cell) in enumerate(cells.items())]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_driver)
+    with process.signals() as received, pool:
         futures = {name: pool.submit(_train, cell, out / name) for name, cell in cells.items()}
-        bars = [_Bar(name, cell, out / name, at) for at, (name, cell) in enumerate(cells.items())] if progress else []
-        pending: set[Future[None]] = set(futures.values())
-        while pending:
+        pending = set(futures.values())
+        while pending and not received:
             _, pending = wait(pending, timeout=0.5)
             for bar in bars:
                 bar.update()
         for bar in bars:
             bar.close()
+        if received:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise Interrupted(received[0], "; the same command goes on from here")
     return {name: str(error) for name, future in futures.items() if (error := future.exception()) is not None}
 
 
+def _leave_interrupts_to_the_driver() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends them to all; a run in training still takes them
+
+
 def _train(cell: RunConfig, out: Path) -> None:
-    from relora_lab import train
+    from relora_lab import train  # takes seconds, in each worker once
 
     train.run(cell, out, resume=True)
 
@@ -41,10 +55,10 @@ def _train(cell: RunConfig, out: Path) -> None:
 class _Bar:
     """A progress bar that follows a run's status.json."""
 
-    def __init__(self, name: str, cell: RunConfig, folder: Path, position: int) -> None:
-        self.run = RunFolder(folder)
+    def __init__(self, run: RunFolder, cell: RunConfig, position: int) -> None:
+        self.run = run
         self.bar = tqdm(
-            desc=f"{name:<16}",
+            desc=f"{run.path.name:<16}",
             total=cell.training.steps,
             position=position,
             unit="step",
@@ -54,8 +68,9 @@ class _Bar:
 
     def update(self) -> None:
         status = self.run.status
-        state = status.get("state", "waiting")
-        told = state if state != "running" else f"loss {status['loss']:.3f}, {status['tokens_per_second']:,} tokens/s"
+        told = status.get("state", "waiting")
+        if "loss" in status:
+            told = f"loss {status['loss']:.3f}, {status['tokens_per_second']:,} tokens/s"
         self.bar.set_postfix_str(told, refresh=False)
         self.bar.update(status.get("step", 0) - self.bar.n)
 

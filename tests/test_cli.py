@@ -1,0 +1,121 @@
+"""The command: help at once, exit codes, one line an error."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import changed
+
+from relora_lab import cli, config
+from relora_lab.runs import RunFolder
+
+
+@pytest.fixture
+def settings(tmp_path, tiny, monkeypatch):
+    """The tiny run's file, and a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.toml"
+    path.write_text(config.dumps(changed(tiny)))
+    return path
+
+
+def run(capsys, *arguments):
+    """(exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_help_needs_no_heavy_import():
+    check = """
+import sys
+from relora_lab import cli
+try:
+    cli.main(["train", "--help"])
+except SystemExit as stop:
+    assert not stop.code
+print("heavy:", *({"torch", "numpy", "transformers", "pydantic", "pandas"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+    assert "--resume" in done.stdout
+
+
+def test_train_makes_a_run_resumes_it_and_says_what_it_reached(settings, tmp_path, capsys):
+    code, out, _ = run(capsys, "train", settings, "--out", tmp_path / "runs" / "a", "--set", "method.rank=3")
+    assert code == 0
+    folder = RunFolder(tmp_path / "runs" / "a")
+    assert folder.config.method.rank == 3
+    assert f"finished at step 60, perplexity {folder.final_evaluation['perplexity']}" in out
+    again = run(capsys, "train", settings, "--out", folder.path, "--set", "method.rank=3", "--resume")
+    assert again[:2] == (0, out)
+
+
+def test_the_default_folder_is_named_by_what_is_in_it(settings, tmp_path, capsys):
+    assert run(capsys, "train", settings)[0] == 0
+    [folder] = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
+    assert folder.name == f"relora-demo-0-{config.digest(config.load(settings))}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.restart_evrey=3", "did you mean 'restart_every'?"),
+        ("data.corpus=nowhere.txt", "data.corpus: nowhere.txt: cannot be read"),
+        ("data.sequence_length=100000", "needs > sequence length 100000"),
+        ("training.device=cudaa", "training.device: 'cudaa' is no device"),
+        ("nonsense", "--set nonsense: write --set table.field=value"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(settings, tmp_path, capsys, override, message):
+    code, out, err = run(capsys, "train", settings, "--out", tmp_path / "runs" / "a", "--set", override)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_exit_2(settings, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    refused = {"file/run": "cannot be written", "..": "no run name", "-rf": "--out", "/proc/run": "cannot be written"}
+    for out, message in refused.items():
+        code, _, err = run(capsys, "train", settings, "--out", out)
+        assert code == 2
+        assert message in err
+
+
+def test_a_diverged_run_is_exit_5(settings, capsys):
+    overrides = ["--set", "optimizer.low_rank_lr=100", "--set", "optimizer.clip=inf"]
+    code, out, _ = run(capsys, "train", settings, "--out", "runs/a", *overrides)
+    assert code == 5
+    assert "diverged (" in out
+
+
+def test_a_failure_is_exit_1_in_one_line_and_a_traceback_only_with_debug(settings, capsys, monkeypatch):
+    monkeypatch.setattr("relora_lab.train.Trainer.train", lambda _: 1 / 0)
+    code, _, err = run(capsys, "train", settings, "--out", "runs/a")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "ZeroDivisionError" in err
+    _, _, err = run(capsys, "train", settings, "--out", "runs/b", "--debug")
+    assert "Traceback" in err
+
+
+def test_python_m_works_where_folders_have_the_names_of_ours(settings, tmp_path):
+    for name in ("analysis", "experiments"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    command = [sys.executable, "-m", "relora_lab", "train", settings, "--set", "training.steps=26"]
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 26" in done.stdout
+
+
+def test_progress_tells_loss_speed_and_time_left(settings, capsys):
+    _, _, err = run(capsys, "train", settings, "--out", "runs/a")
+    last = err.strip().splitlines()[-1].split("\r")[-1]
+    assert "100%" in last
+    assert "loss" in last
+    assert "tokens/s" in last

@@ -45,19 +45,20 @@ def train(
     return DIVERGED if run.state == "diverged" else DONE
 
 
-def demo(out: Path = Path("runs/demo"), workers: int = 2) -> int:
+def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = (0,)) -> int:
     """Train full, LoRA, LoRA + warm start and ReLoRA on real text, in about 2½ minutes on two cores.
 
     Args:
         out: Folder of the four runs. Done again, the command goes on where it was stopped.
         workers: Processes that train at the same time, one thread each.
+        seeds: Train the four with each of these seeds. Compare runs of one seed: they see the same batches.
     """
     from importlib.resources import files
 
     from relora_lab import grid
     from relora_lab.launch import local
 
-    cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"))
+    cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"), seeds)
     failures = local.launch(cells, out, workers=workers)
     for name, reason in failures.items():
         _say(f"{name}: {reason}")

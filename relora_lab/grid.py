@@ -8,7 +8,7 @@ method.name = "full"
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
 
-def cells(text: str) -> dict[str, RunConfig]:
-    """The runs a grid declares, by name (row-seed). Raises BadInput, naming the row, before anything runs."""
+def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
+    """The runs a grid declares, by name (row-seed); `seeds` in place of its own.
+
+    Raises BadInput, naming the row, before anything runs.
+    """
     table = tomllib.loads(text)
     unknown = set(table) - {"seeds", "base", "rows"}
     require(not unknown, f"unknown field '{min(unknown, default='')}'; a grid has seeds, base and rows")
-    rows, seeds = table.get("rows", {}), table.get("seeds", [0])
+    rows, seeds = table.get("rows", {}), seeds or table.get("seeds", [0])
     require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] and seeds")
     found: dict[str, RunConfig] = {}
-    for row, changes in rows.items():
-        for seed in seeds:
+    for seed in seeds:
+        for row, changes in rows.items():
             name = f"{row}-seed{seed}"
             merged = _merge(table.get("base", {}), changes, {"name": name, "training": {"seed": seed}})
             try:

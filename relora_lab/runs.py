@@ -46,8 +46,8 @@ class RunFolder:
                 pass
         except OSError as error:
             raise BadInput(f"--out {self.path}: cannot be written ({where}: {error.strerror})") from None
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
+        if not self.path.exists() or all(path.name.startswith(".") for path in self.path.iterdir()):
+            return  # new, or killed before its settings were written
         require(self.started, f"--out {self.path}: exists and is no run folder")
         require(resume, f"--out {self.path}: holds a run ({self.state}); continue it with --resume")
 
@@ -179,8 +179,10 @@ class RunFolder:
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> None:
         """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
         logs = self._sync_logs()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
         folder = self.path / "checkpoints" / f"{step:09d}"
-        folder.parent.mkdir(exist_ok=True)
+        if folder.exists():  # a second state of this step (diverged, say) does not take the first one's place
+            folder = folder.with_name(f"{folder.name}-{len(self._checkpoints())}")
         with files.new_folder(folder) as making:
             for name, named in tensors.items():
                 files.write_tensors(making / f"{name}.safetensors", named)
@@ -208,7 +210,7 @@ class RunFolder:
         return bool(self._checkpoints())
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(p for p in self.path.glob("checkpoints/*") if p.name.isdigit())
+        return sorted(path for path in self.path.glob("checkpoints/*") if path.name[0].isdigit())
 
     def adopt(self, stage: "RunFolder") -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""

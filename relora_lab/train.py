@@ -71,8 +71,8 @@ def _train(
     progress: bool,
 ) -> None:
     """Train what is left of a run, or of a stage, in its folder; a new one begins where the last of `cuts` ends."""
-    folder.write_environment(environment.facts(config, corpus, folder.environment))
     folder.write_config(config)
+    folder.write_environment(environment.facts(config, corpus, folder.environment))
     folder.write_status("waiting", step=0, steps=until)
     with folder.outcome_noted():
         if cuts and not folder.has_checkpoint:

@@ -25,7 +25,8 @@ optimizer.lr = 2e-3
 
 def test_each_row_and_seed_is_a_run_with_its_changes():
     cells = grid.cells(GRID)
-    assert list(cells) == ["full-seed0", "full-seed3", "lora-seed0", "lora-seed3"]
+    assert list(cells) == ["full-seed0", "lora-seed0", "full-seed3", "lora-seed3"]
+    assert list(grid.cells(GRID, seeds=[7])) == ["full-seed7", "lora-seed7"]
     assert cells["lora-seed3"].training.seed == 3
     assert cells["lora-seed3"].optimizer.lr == 2e-3
     assert cells["full-seed3"].optimizer.lr == 1e-3

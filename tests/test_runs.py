@@ -54,6 +54,22 @@ def test_a_damaged_checkpoint_is_refused_by_name(folder):
         folder.load_checkpoint()
 
 
+def test_a_second_state_of_a_step_is_the_newest(folder):
+    save(folder, 3)
+    folder.save_checkpoint(3, {"model": {"w": torch.zeros(2)}}, {"cycle": 3, "diverged": "yes"})
+    assert folder.load_checkpoint()[1]["diverged"] == "yes"
+    save(folder, 4)
+    assert folder.load_checkpoint()[1]["step"] == 4
+
+
+def test_a_run_killed_before_its_settings_were_written_can_begin_again(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.make()
+    with folder.lock():
+        pass
+    folder.check(resume=False)
+
+
 def test_numbers_that_are_not_finite_are_null_in_the_logs(folder):
     folder.append("eval", {"step": 1, "loss": 800.0, "perplexity": float("inf"), "x": float("nan")})
     folder.close()

@@ -2,12 +2,12 @@
 
 import multiprocessing
 import signal
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from relora_lab import process
 from relora_lab.errors import Interrupted
@@ -22,23 +22,25 @@ def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int) -> dict[s
     SIGINT or SIGTERM, when every worker has saved its state.
     """
     RunFolder(out).make()
-    bars = [_Bar(RunFolder(out / name), cell, at) for at, (name, cell) in enumerate(cells.items())]
+    runs = {name: RunFolder(out / name) for name in cells}
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_driver)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    progress = Progress(*columns, TextColumn("{task.fields[told]}"), console=Console(stderr=True))
     with process.signals() as received, pool:
         futures = {name: pool.submit(_train, cell, out / name) for name, cell in cells.items()}
         pending = set(futures.values())
-        while pending and not received:
-            _, pending = wait(pending, timeout=0.5)
-            for bar in bars:
-                bar.update()
-        for bar in bars:
-            bar.close()
+        with progress:
+            display = _Display(runs, cells, progress)
+            while pending and not received:
+                _, pending = wait(pending, timeout=0.5)
+                display.update()
         if received:
+            pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
                 worker.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise Interrupted(received[0], "; the same command goes on from here")
+    if received:
+        raise Interrupted(received[0], "before the last run was done; the same command goes on from here")
     return {name: str(error) for name, future in futures.items() if (error := future.exception()) is not None}
 
 
@@ -52,27 +54,22 @@ def _train(cell: RunConfig, out: Path) -> None:
     train.run(cell, out, resume=True)
 
 
-class _Bar:
-    """A progress bar that follows a run's status.json."""
+class _Display:
+    """A line a run, from its status.json; a run's clock starts when the run does."""
 
-    def __init__(self, run: RunFolder, cell: RunConfig, position: int) -> None:
-        self.run = run
-        self.bar = tqdm(
-            desc=f"{run.path.name:<16}",
-            total=cell.training.steps,
-            position=position,
-            unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
-        )
+    def __init__(self, runs: Mapping[str, RunFolder], cells: Mapping[str, RunConfig], progress: Progress) -> None:
+        self.runs, self.progress = runs, progress
+        self.tasks = {
+            name: progress.add_task(name, total=cell.training.steps, start=False, told="waiting")
+            for name, cell in cells.items()
+        }
 
     def update(self) -> None:
-        status = self.run.status
-        told = status.get("state", "waiting")
-        if "loss" in status:
-            told = f"loss {status['loss']:.3f}, {status['tokens_per_second']:,} tokens/s"
-        self.bar.set_postfix_str(told, refresh=False)
-        self.bar.update(status.get("step", 0) - self.bar.n)
-
-    def close(self) -> None:
-        self.bar.close()
+        for name, run in self.runs.items():
+            status, task = run.status, self.progress.tasks[self.tasks[name]]
+            told, step = status.get("state", "waiting"), status.get("step", 0)
+            if told == "running":
+                if not task.started:
+                    self.progress.reset(task.id, completed=step)
+                told = f"loss {status['loss']:.3f}, {status['tokens_per_second']:,} tokens/s"
+            self.progress.update(task.id, completed=step, told=told)

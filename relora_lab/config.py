@@ -54,7 +54,7 @@ def parse(table: dict[str, Any]) -> RunConfig:
     table = dict(table)
     version = table.pop("schema_version", SCHEMA_VERSION)
     require(
-        isinstance(version, int) and version <= SCHEMA_VERSION,
+        type(version) is int and 1 <= version <= SCHEMA_VERSION,
         f"written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})",
     )
     known = {part.name for part in fields(RunConfig)}

@@ -125,11 +125,13 @@ def _size_and_time(path: Path) -> tuple[int, int]:
         stat = path.stat()
     except OSError as error:
         _refuse(error)
+    except ValueError as error:  # a NUL in the name
+        raise BadInput(f"data.corpus: {str(path)!r}: cannot be read ({error})") from None
     return stat.st_size, stat.st_mtime_ns
 
 
 def _refuse(error: OSError) -> NoReturn:
-    raise BadInput(f"data.corpus: {error.filename}: cannot be read ({error.strerror})") from None
+    raise BadInput(f"data.corpus: {str(error.filename)[-200:]}: cannot be read ({error.strerror})") from None
 
 
 def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import relora_lab
 from relora_lab.data import Corpus
-from relora_lab.errors import BadInput
+from relora_lab.errors import require
 from relora_lab.settings import RunConfig
 
 
@@ -50,12 +51,11 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
 
 def check_device(device: str) -> None:
     """Raise BadInput for a device that torch does not know or does not find here."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise BadInput(f"training.device: '{device}' is no device; 'cpu', 'cuda' or 'cuda:1'") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise BadInput("training.device: 'cuda' is asked for, but torch finds no CUDA device here")
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    require(found is not None, f"training.device: {device!r} is no device; 'cpu', 'cuda' or 'cuda:1'")
+    if found and device != "cpu":
+        count = torch.cuda.device_count()
+        require(int(found[1] or 0) < count, f"training.device: '{device}' is asked for; torch finds {count} here")
 
 
 def _git_commit() -> str | None:

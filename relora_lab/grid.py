@@ -50,9 +50,14 @@ def summary(cells: Mapping[str, RunConfig], out: Path) -> str:
         rank = method.rank if isinstance(method, LowRankOptions) else None
         _, trained = sizes.count_parameters(settings.model.shape, rank=rank, vocab_size=256)
         final = run.final_evaluation
-        numbers = f"{final['perplexity']:>11.3f} {final['loss']:>8.4f} {final['step']:>7}" if final else " " * 28
-        lines.append(f"{name:<20} {trained:>9,} {numbers}  {run.state}")
+        numbers = {"perplexity": ".3f", "loss": ".4f", "step": "d"}
+        told = [_number(final and final[key], form) for key, form in numbers.items()]
+        lines.append(f"{name:<20} {trained:>9,} {told[0]:>11} {told[1]:>8} {told[2]:>7}  {run.state}")
     return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _merge(*tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class RunFolder:
         """How the run ended, in a line."""
         status, final = self.status, self.final_evaluation
         reason = f" ({status['reason']})" if "reason" in status else ""
-        reached = f", perplexity {final['perplexity']} (loss {final['loss']:.4f})" if final else ""
+        reached = f", perplexity {final['perplexity']} (loss {final['loss']})" if final else ""
         return f"{self.path}: {status['state']}{reason} at step {status['step']}{reached}"
 
     def _sync_logs(self) -> dict[str, int]:

@@ -96,6 +96,7 @@ class Training:
     def __post_init__(self) -> None:
         at_least(1, "training", steps=self.steps, threads=self.threads, micro_batches=self.micro_batches)
         at_least(0, "training", warm_start=self.warm_start, seed=self.seed)
+        require(self.threads <= 1024, f"training.threads: must be ≤ 1024 (got {self.threads})")
         at_least(1, "training", eval_every=self.eval_every, eval_tokens=self.eval_tokens)
         at_least(1, "training", norms_every=self.norms_every, checkpoint_every=self.checkpoint_every)
         require(

@@ -66,6 +66,8 @@ def test_the_default_folder_is_named_by_what_is_in_it(settings, tmp_path, capsys
         ("data.corpus=nowhere.txt", "data.corpus: nowhere.txt: cannot be read"),
         ("data.sequence_length=100000", "needs > sequence length 100000"),
         ("training.device=cudaa", "training.device: 'cudaa' is no device"),
+        ("training.device=mps", "training.device: 'mps' is no device"),
+        ("training.device=cuda:99", "training.device: 'cuda:99' is asked for; torch finds"),
         ("nonsense", "--set nonsense: write --set table.field=value"),
     ],
 )

@@ -130,6 +130,8 @@ def test_missing_looping_and_empty_corpora_are_refused_by_name(tmp_path):
     for name, message in {"none": "No such file", "loop": "symbolic link", "empty": "holds no files"}.items():
         with pytest.raises(BadInput, match=f"{name}.*{message}"):
             open_corpus(str(tmp_path / name), tmp_path / "tokens", sequence_length=8)
+    with pytest.raises(BadInput, match="null byte"):
+        open_corpus("a\0b", tmp_path / "tokens", sequence_length=8)
     folder = folder_of_texts(tmp_path / "texts")
     (folder / "loop.txt").symlink_to(folder / "loop.txt")
     with pytest.raises(BadInput, match=r"loop\.txt: cannot be read"):

@@ -47,6 +47,10 @@ class LowRankOptions(Options):
         if not 0 <= self.reset_ratio < 1:
             percent = f"; did you mean {self.reset_ratio / 100:g}?" if 10 < self.reset_ratio < 100 else ""
             raise BadInput(f"method.reset_ratio: must be in [0, 1) (got {self.reset_ratio:g}{percent})")
+        require(
+            self.reset_ratio > 0 or self.optimizer_reset != "random",
+            "method.reset_ratio: 0 resets nothing; use method.optimizer_reset = 'none'",
+        )
         require(self.restart_warmup >= 0, f"method.restart_warmup: must be ≥ 0 (got {self.restart_warmup})")
         if self.restart_every is None:
             acts = {"jagged": self.jagged, "optimizer_reset": self.optimizer_reset != "none"}

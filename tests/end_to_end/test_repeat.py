@@ -69,6 +69,23 @@ def test_after_kill_9_and_resume(tmp_path, tiny, expected, at):
     assert content(train.run(config, out, resume=True)) == expected
 
 
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [
+        # A cycle whose factors do not start at zero, begun by a reset without a merge, a base of zero, a reference.
+        ({"name": "lora", "rank": 2, "restart_every": 14, "restart_warmup": 3, "optimizer_reset": "random"}, {}),
+        ({"name": "relora", "rank": 2, "base": "zero", "restart_every": 44, "restart_warmup": 3}, {"warm_start": 0}),
+        ({"name": "lora", "rank": 2}, {"reference_step": 30}),
+        ({"name": "full"}, {"warm_start": 0, "reference_step": 50}),
+    ],
+)
+def test_after_kill_9_in_other_methods(tmp_path, tiny, method, training):
+    config, out = changed(tiny, method=method, training=training), tmp_path / "run"
+    assert in_child(config, out, 43, signal.SIGKILL) == -signal.SIGKILL
+    alone = train.run(config, tmp_path / "alone" / "run", share=False)
+    assert content(train.run(config, out, resume=True)) == content(alone)
+
+
 def test_a_warm_start_is_the_prefix_of_the_full_run(tmp_path, tiny):
     full = changed(tiny, method={"name": "full"}, training={"warm_start": 0, "reference_step": 20})
     relora = changed(tiny)

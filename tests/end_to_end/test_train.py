@@ -185,6 +185,17 @@ def test_accumulating_micro_batches_gives_the_same_losses(tmp_path, tiny):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_gradients_are_clipped_and_their_norm_is_logged_as_it_was(tmp_path, tiny):
+    losses, norms = [], []
+    for clip in (1e-7, float("inf")):  # so small that Adam's eps shows
+        folder = RunFolder(train.run(changed(tiny, optimizer={"clip": clip}), tmp_path / f"clip{clip}"))
+        losses.append([line["loss"] for line in folder.read("metrics")])
+        norms.append(folder.read("metrics")[0]["grad_norm"])
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][-1] > losses[1][-1] + 0.1
+    assert norms[0] == norms[1] > 0.1
+
+
 @pytest.mark.parametrize(("mask", "orphans"), [("separate", True), ("shared", False)])
 def test_orphans_of_separate_masks_are_recorded(tmp_path, tiny, mask, orphans):
     method = {"optimizer_reset": "magnitude", "reset_ratio": 0.9, "reset_mask": mask}

@@ -30,10 +30,10 @@ def train(
         overrides: Replace one setting, like method.rank=4. Can be given more than once.
         share: Share the full-rank beginning with other runs beside this one, through .stages/.
     """
-    from relora_lab import config as settings
+    from relora_lab.config import load, run_name
 
-    run_config = settings.load(config, overrides)
-    folder = Path("runs") / settings.run_name(run_config) if out is None else out
+    run_config = load(config, overrides)
+    folder = Path("runs") / run_name(run_config) if out is None else out
     for warning in run_config.warnings():
         _say(f"note: {warning}")
 

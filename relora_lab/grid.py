@@ -51,7 +51,7 @@ def summary(cells: Mapping[str, RunConfig], out: Path) -> str:
         _, trained = sizes.count_parameters(settings.model.shape, rank=rank, vocab_size=256)
         final = run.final_evaluation
         numbers = {"perplexity": ".3f", "loss": ".4f", "step": "d"}
-        told = [_number(final and final[key], form) for key, form in numbers.items()]
+        told = [_number(final[key] if final else None, form) for key, form in numbers.items()]
         lines.append(f"{name:<20} {trained:>9,} {told[0]:>11} {told[1]:>8} {told[2]:>7}  {run.state}")
     return "\n".join(lines)
 

@@ -9,8 +9,8 @@ import hashlib
 import json
 from dataclasses import replace
 
-from relora_lab import config as settings
 from relora_lab import environment
+from relora_lab.config import as_table
 from relora_lab.methods import full
 from relora_lab.settings import RunConfig
 
@@ -35,7 +35,7 @@ def stage_config(config: RunConfig, cut: int) -> RunConfig:
 
 def digest(stage: RunConfig, cut: int, text_sha256: str) -> str:
     """16 hex digits of all that determines the state at the end of a stage."""
-    table = settings.as_table(stage)
+    table = as_table(stage)
     del table["training"]["checkpoint_every"]
     made_with = environment.fingerprint(stage.training.device)
     facts = {"settings": table, "cut": cut, "text_sha256": text_sha256, "made_with": made_with}

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from relora_lab import config as settings
 from relora_lab import data, environment, process, records, stages
 from relora_lab import state as states
+from relora_lab.config import differences
 from relora_lab.data import Corpus
 from relora_lab.divergence import Monitor
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
@@ -86,12 +86,16 @@ def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: list[int], progr
     config = stages.stage_config(config, cut)
     folder = stage_folder(runs, stages.digest(config, cut, corpus.text_sha256))
     folder.make()
+    told = not progress
     while not folder.ended:
         try:
             with folder.lock():
                 if not folder.ended:
                     _train(config, folder, corpus, runs, earlier, until=cut, progress=progress)
-        except FolderHeld:
+        except FolderHeld as held:
+            if not told:
+                print(f"waiting for steps 0–{cut}, which another run trains too ({held})", file=sys.stderr)
+            told = True
             time.sleep(0.2)
     return folder
 
@@ -300,7 +304,7 @@ class Trainer:
 
 def _refuse_changes(folder: RunFolder, config: RunConfig, corpus: Corpus) -> None:
     """Raise BadInput, with old and new, if the run in the folder is another; the machine may differ."""
-    for field, (old, new) in settings.differences(folder.config, config).items():
+    for field, (old, new) in differences(folder.config, config).items():
         if field not in MAY_CHANGE:
             raise BadInput(f"{folder.path}: cannot resume with {field} changed from {old} to {new}")
     old = folder.environment.get("corpus", {}).get("text_sha256", corpus.text_sha256)

@@ -56,8 +56,10 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
     from importlib.resources import files
 
     from relora_lab import grid
+    from relora_lab.errors import require
     from relora_lab.launch import local
 
+    require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"), seeds)
     failures = local.launch(cells, out, workers=workers)
     for name, reason in failures.items():

@@ -39,7 +39,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid TOML: {error}") from None
     for override in overrides or []:
         _override(table, override)
@@ -125,7 +125,7 @@ def _override(table: dict[str, Any], override: str) -> None:
     require(bool(equals and name), f"--set {override}: write --set table.field=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # --set method.name=lora, without quotes
     for part in tables:
         inner = table.setdefault(part, {})
@@ -176,7 +176,8 @@ def _describe(kind: Any) -> str:
 
 def _show(value: Any) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
-    return {True: "text "}.get(isinstance(value, str), "") + (text if len(text) <= 60 else text[:57] + "...")
+    kind = "text " if isinstance(value, str) else ""
+    return kind + (text if len(text) <= 60 else text[:57] + "...")
 
 
 def _unknown(name: str, table: str | None, known: list[str] | None = None) -> str:

@@ -8,6 +8,7 @@ out; where that leaves either part empty (one file, say) the last 5 % of the tex
 import hashlib
 import json
 import os
+import stat
 import sysconfig
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
@@ -122,12 +123,14 @@ def _check_length(train: Sized, held_out: Sized, sequence_length: int) -> None:
 
 def _size_and_time(path: Path) -> tuple[int, int]:
     try:
-        stat = path.stat()
+        facts = path.stat()
     except OSError as error:
         _refuse(error)
     except ValueError as error:  # a NUL in the name
         raise BadInput(f"data.corpus: {str(path)!r}: cannot be read ({error})") from None
-    return stat.st_size, stat.st_mtime_ns
+    regular = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
+    require(regular, f"data.corpus: {path}: is neither a file nor a folder")
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -154,7 +157,7 @@ def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _walk(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
-    """Regular files below `root`, hidden ones and links to folders left out, sorted by relative path."""
+    """Files below `root`, hidden ones and links to folders left out, sorted by relative path."""
     found = []
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = [name for name in subfolders if name not in left_out and not name.startswith(".")]

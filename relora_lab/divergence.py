@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Container
 
 from relora_lab.settings import Divergence
 
@@ -11,15 +12,15 @@ class Monitor:
 
     Two rules on means over `window` updates, in nats: the mean may not exceed its first value (or ln classes,
     if that is larger) by more than `rise`; and the mean beginning `restart_warmup` updates after a restart may
-    not exceed the mean before it by more than `restart_rise`, or half the way from there to ln classes.
+    not exceed the mean before it by more than `restart_rise`, or half the way from there up to ln classes.
     All it knows follows from the losses, so a resumed run feeds it the logged ones.
     """
 
     def __init__(
-        self, rule: Divergence, classes: int, restarts: set[int] | None = None, restart_warmup: int = 0
+        self, rule: Divergence, classes: int, restarts: Container[int] = (), restart_warmup: int = 0
     ) -> None:
         self.rule, self.chance = rule, math.log(classes)
-        self.restarts, self.restart_warmup = restarts or set(), restart_warmup
+        self.restarts, self.restart_warmup = restarts, restart_warmup
         self._last: deque[float] = deque(maxlen=rule.window)
         self._first = math.inf
         self._before: dict[int, float] = {}
@@ -39,6 +40,7 @@ class Monitor:
             return f"the mean loss of {self.rule.window} updates, {mean:.2f}, is {mean - start:.2f} above the start"
         restart = step - self.rule.window - self.restart_warmup
         before = self._before.pop(restart, math.inf)
-        if mean > before + min(self.rule.restart_rise, (self.chance - before) / 2):
+        allowed = min(self.rule.restart_rise, max(0.0, self.chance - before) / 2)
+        if mean > before + allowed:
             return f"the mean loss rose from {before:.2f} to {mean:.2f} across the restart at step {restart}"
         return None

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 import relora_lab
+from relora_lab import sizes
 from relora_lab.data import Corpus
 from relora_lab.errors import require
+from relora_lab.methods._options import LowRankOptions
 from relora_lab.settings import RunConfig
 
 
 def fingerprint(device: str) -> dict[str, str]:
     """What decides the bits of a run beside its settings: libraries, device, instruction set."""
     libraries = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")}
+    libraries["relora_lab"] = relora_lab.__version__
     if torch.device(device).type == "cuda":
         return {**libraries, "device": torch.cuda.get_device_name(device)}
     return {**libraries, "device": "cpu", "cpu_capability": torch.backends.cpu.get_cpu_capability()}
@@ -32,9 +35,11 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     training = config.training
     decisive = fingerprint(training.device) | {"threads": training.threads}
     same = all(before.get(key, value) == value for key, value in decisive.items())
+    method = config.method
+    rank = method.rank if isinstance(method, LowRankOptions) else None
+    total, trained = sizes.count_parameters(config.model.shape, rank=rank, vocab_size=corpus.vocab_size)
     later = "warm start" if training.reference == training.warm_start else "snapshot"
     return {
-        "relora_lab": relora_lab.__version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -45,6 +50,7 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
             "training_tokens": len(corpus.train),
             "held_out_tokens": len(corpus.held_out),
         },
+        "parameters": {"total": total, "trained": trained},
         "warm_start": "init" if training.reference == 0 else later,
     }
 
@@ -63,10 +69,8 @@ def _git_commit() -> str | None:
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "-C", root, "rev-parse", "--verify", "--quiet", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    command = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except OSError:
+        return None  # no git here

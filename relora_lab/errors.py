@@ -2,7 +2,11 @@
 
 
 class BadInput(ValueError):
-    """A setting, file or folder the user gave cannot be used (exit 2)."""
+    """A setting, file or folder the user gave cannot be used (exit 2). One line, whatever text it quotes."""
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__(shown if len(shown) <= 500 else f"{shown[:250]} … {shown[-240:]}")
 
 
 class FolderHeld(RuntimeError):

@@ -8,13 +8,12 @@ method.name = "full"
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relora_lab import config, sizes
+from relora_lab import config
 from relora_lab.errors import BadInput, require
-from relora_lab.methods._options import LowRankOptions
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
@@ -41,18 +40,15 @@ def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
     return found
 
 
-def summary(cells: Mapping[str, RunConfig], out: Path) -> str:
-    """A table of the cells' final numbers, as text."""
+def summary(cells: Iterable[str], out: Path) -> str:
+    """A table of the final numbers of the runs of these names below `out`, as text."""
     lines = [f"{'run':<20} {'trained':>9} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
-    for name, settings in cells.items():
+    for name in cells:
         run = RunFolder(out / name)
-        method = settings.method
-        rank = method.rank if isinstance(method, LowRankOptions) else None
-        _, trained = sizes.count_parameters(settings.model.shape, rank=rank, vocab_size=256)
-        final = run.final_evaluation
+        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation
         numbers = {"perplexity": ".3f", "loss": ".4f", "step": "d"}
         told = [_number(final[key] if final else None, form) for key, form in numbers.items()]
-        lines.append(f"{name:<20} {trained:>9,} {told[0]:>11} {told[1]:>8} {told[2]:>7}  {run.state}")
+        lines.append(f"{name:<20} {_number(trained, ','):>9} {told[0]:>11} {told[1]:>8} {told[2]:>7}  {run.state}")
     return "\n".join(lines)
 
 

@@ -27,9 +27,8 @@ class LowRankLinear(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        _check_rank(rank, base)
         out_features, in_features = base.weight.shape
-        if not 1 <= rank <= min(out_features, in_features):
-            raise ValueError(f"rank {rank} does not fit a matrix of {out_features}×{in_features}")
         self.weight = base.weight.requires_grad_(False)
         self.bias = base.bias
         self.scale = (rank if alpha is None else alpha) / rank
@@ -93,7 +92,8 @@ def wrap(
     """Put a LowRankLinear in place of every nn.Linear of `model` but its output head and those in `exclude`.
 
     Returns the new layers by module name, in the model's order. Factors are a function of (seed, name).
-    Everything else stays as trainable as it was. Raises ValueError if there is nothing to wrap.
+    Everything else stays as trainable as it was. Raises ValueError, and leaves the model
+    as it was, if there is nothing to wrap or a matrix is too small for the rank.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     found = [
@@ -103,14 +103,12 @@ def wrap(
     ]
     if not found:
         raise ValueError("the model has no nn.Linear to wrap (wrapped already?)")
+    for name, module in found:
+        _check_rank(rank, module, f"{name}: ")
     layers = {}
     for name, module in found:
-        try:
-            layers[name] = LowRankLinear(module, rank, alpha, generator=seeds.generator(seed, "factors", 0, name))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
+        layers[name] = LowRankLinear(module, rank, alpha, generator=seeds.generator(seed, "factors", 0, name))
+        model.set_submodule(name, layers[name])
     return layers
 
 
@@ -135,6 +133,12 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     factors = {f"{name}.{factor}" for name in layers for factor in ("lora_A", "lora_B")}
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in factors}
     return state | {f"{name}.weight": layer.merged_weight() for name, layer in layers.items()}
+
+
+def _check_rank(rank: int, linear: nn.Linear, where: str = "") -> None:
+    rows, cols = linear.weight.shape
+    if not 1 <= rank <= min(rows, cols):
+        raise ValueError(f"{where}rank {rank} does not fit a matrix of {rows}×{cols}")
 
 
 def _kaiming_(factor: Tensor, generator: torch.Generator | None) -> None:

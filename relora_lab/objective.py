@@ -29,15 +29,22 @@ class LanguageModelling:
     """Predict the next token. `classes` is the vocabulary: chance is ln(classes)."""
 
     def __init__(self, config: RunConfig, corpus: Corpus) -> None:
-        shape = {"batch_size": config.data.batch_size, "sequence_length": config.data.sequence_length}
+        batch_size, length = config.data.batch_size, config.data.sequence_length
         seed = seeds.derive(config.training.seed, "data")
         self.classes = corpus.vocab_size
-        self.batch = data.Batches(corpus, seed=seed, **shape)
-        self._held_out = list(data.held_out_batches(corpus, tokens=config.training.eval_tokens, **shape))
+        self.batch = data.Batches(corpus, batch_size=batch_size, sequence_length=length, seed=seed)
+        self._held_out = list(
+            data.held_out_batches(
+                corpus,
+                tokens=config.training.eval_tokens,
+                batch_size=batch_size // config.training.micro_batches,  # what fits in training fits here
+                sequence_length=length,
+            )
+        )
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
-        logits = model(input_ids=batch).logits[:, :-1].float()
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
     @torch.no_grad()

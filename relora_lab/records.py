@@ -53,7 +53,7 @@ def check_identity(folder: RunFolder, reference: int) -> float:
     Returns the largest deviation, relative to the largest entry of that matrix. Raises RuntimeError, naming the
     matrix, where it is more than the rounding of a float32 merge a cycle can explain.
     """
-    cycles = [pairs for pairs, facts in folder.cycles() if facts["end"] > reference]
+    cycles = [pairs for pairs, _ in folder.cycles(since=reference)]
     worst = 0.0
     for name in cycles[0] if cycles else []:
         final = folder.weight("final", f"{name}.weight").double()

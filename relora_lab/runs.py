@@ -24,7 +24,6 @@ from relora_lab.errors import BadInput, Interrupted, require
 from relora_lab.settings import RunConfig, check_name
 
 LOGS = ("metrics", "eval", "norms")
-STATES = ("waiting", "running", "finished", "diverged", "failed", "stopped")
 Pair = tuple[Tensor, Tensor, float]  # B (out, r), A (r, in), sign × scale
 
 
@@ -40,12 +39,13 @@ class RunFolder:
     def check(self, *, resume: bool) -> None:
         """Raise BadInput unless a run can be written here; leaves nothing."""
         check_name("--out", self.path.name)
-        where = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         try:
-            with tempfile.TemporaryDirectory(dir=where):
-                pass
+            for place in (self.path, self.path.absolute().parent):  # tokens and stages lie beside the run
+                found = next(folder for folder in [place, *place.absolute().parents] if folder.exists())
+                with tempfile.TemporaryDirectory(dir=found, prefix="."):
+                    pass
         except OSError as error:
-            raise BadInput(f"--out {self.path}: cannot be written ({where}: {error.strerror})") from None
+            raise BadInput(f"--out {self.path}: cannot be written ({error.strerror})") from None
         if not self.path.exists() or all(path.name.startswith(".") for path in self.path.iterdir()):
             return  # new, or killed before its settings were written
         require(self.started, f"--out {self.path}: exists and is no run folder")
@@ -57,6 +57,14 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"--out {self.path}: cannot be written ({error.strerror})") from None
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written; the folder must be held."""
+        for path in list(self.path.rglob(".*-*")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder. Raises FolderHeld if another process does."""
@@ -86,12 +94,12 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """state (one of STATES), step, heartbeat, reason."""
+        """state, step, heartbeat; reason where there is one."""
         return self._read_json("status.json")
 
     @property
     def state(self) -> str:
-        """One of STATES."""
+        """waiting, running, finished, diverged, failed or stopped."""
         return str(self.status.get("state", "waiting"))
 
     def write_config(self, settings: RunConfig) -> None:
@@ -180,16 +188,18 @@ class RunFolder:
         """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
         logs = self._sync_logs()
         (self.path / "checkpoints").mkdir(exist_ok=True)
-        folder = self.path / "checkpoints" / f"{step:09d}"
-        if folder.exists():  # a second state of this step (diverged, say) does not take the first one's place
-            folder = folder.with_name(f"{folder.name}-{len(self._checkpoints())}")
+        folder, again = self.path / "checkpoints" / f"{step:09d}", 0
+        while folder.exists():  # another state of this step (diverged, say) does not take the first one's place
+            again += 1
+            folder = folder.with_name(f"{step:09d}-{again}")
         with files.new_folder(folder) as making:
             for name, named in tensors.items():
                 files.write_tensors(making / f"{name}.safetensors", named)
             hashes = {path.name: files.sha256(path) for path in sorted(making.iterdir())}
             files.write_json(making / "state.json", {"step": step, **facts, "logs": logs, "sha256": hashes})
-        for older in self._checkpoints()[:-1]:
-            shutil.rmtree(older)
+        for older in self._checkpoints():
+            if older != folder:
+                shutil.rmtree(older)
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest complete state, logs cut back to it; None (and no logs) where there is none yet."""
@@ -262,10 +272,15 @@ class RunFolder:
         files.write_json(folder / f"{cycle:04d}.json", {**facts, "scales": scales})
         self.record(f"cycles/{cycle:04d}.safetensors", f"cycles/{cycle:04d}.json")
 
-    def cycles(self) -> Iterator[tuple[dict[str, list[Pair]], dict[str, Any]]]:
-        """Every cycle's (pairs by matrix, facts), in order; the sum of scale·B·A is the change of that matrix."""
+    def cycles(self, *, since: int = -1) -> Iterator[tuple[dict[str, list[Pair]], dict[str, Any]]]:
+        """(pairs by matrix, facts) of the cycles that end after step `since`, in order.
+
+        With the reference step as `since`, the sum of scale·B·A is ΔW where the facts say `factored`.
+        """
         for path in sorted(self.path.glob("cycles/*.json")):
             facts = json.loads(path.read_text())
+            if facts.get("end", 0) <= since:
+                continue
             tensors = safetensors.torch.load_file(path.with_suffix(".safetensors"))
             pairs: dict[str, list[Pair]] = {}
             for key, scale in facts.pop("scales").items():
@@ -296,9 +311,17 @@ class RunFolder:
         return json.loads(path.read_text()) if path.exists() else {}
 
 
-def stage_folder(runs: Path, digest: str) -> RunFolder:
-    """The folder of a stage that the runs below `runs` share."""
-    return RunFolder(runs / ".stages" / digest)
+def stage_folder(runs: Path, digest: str, cut: int) -> RunFolder:
+    """The folder of the stage of that digest up to step `cut`, which the runs below `runs` share."""
+    return RunFolder(runs / ".stages" / f"{digest}-{cut}")
+
+
+def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
+    """The finished stage of that digest which ends last before step `below`."""
+    cuts = sorted(int(path.name.rpartition("-")[2]) for path in (runs / ".stages").glob(f"{digest}-*"))
+    found = [stage_folder(runs, digest, cut) for cut in cuts if cut < below]
+    finished = [stage for stage in found if stage.state == "finished"]
+    return finished[-1] if finished else None
 
 
 def token_cache(runs: Path) -> Path:

@@ -68,7 +68,8 @@ class Data:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        require(bool(self.corpus), "data.corpus: is empty; give 'stdlib', a text file or a folder")
+        named = [self.corpus] if isinstance(self.corpus, str) else self.corpus
+        require(bool(named) and all(named), "data.corpus: is empty; give 'stdlib', a text file or a folder")
         at_least(2, "data", sequence_length=self.sequence_length)
         at_least(1, "data", batch_size=self.batch_size)
 

@@ -23,7 +23,7 @@ from relora_lab.lowrank import merged_state_dict
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.objective import LanguageModelling
 from relora_lab.restart import restart
-from relora_lab.runs import RunFolder, stage_folder, token_cache
+from relora_lab.runs import RunFolder, longest_stage, stage_folder, token_cache
 from relora_lab.settings import RunConfig
 
 HEARTBEAT_SECONDS = 2.0
@@ -48,12 +48,14 @@ def run(
     folder = RunFolder(out)
     folder.check(resume=resume)
     environment.check_device(config.training.device)
+    if folder.started:
+        _refuse_changes(folder, config)
     runs, length = folder.path.absolute().parent, config.data.sequence_length
     corpus = data.open_corpus(config.data.corpus, token_cache(runs), sequence_length=length)
-    if folder.started:
-        _refuse_changes(folder, config, corpus)
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
+        if folder.started:
+            _refuse_changes(folder, config, corpus)
         if not folder.ended:
             cuts = stages.cuts(config) if share else []
             _train(config, folder, corpus, runs, cuts, until=config.training.steps, progress=progress)
@@ -69,14 +71,19 @@ def _train(
     *,
     until: int,
     progress: bool,
+    shorter: RunFolder | None = None,
 ) -> None:
-    """Train what is left of a run, or of a stage, in its folder; a new one begins where the last of `cuts` ends."""
+    """Train what is left of a run, or of a stage, in its folder.
+
+    A new one begins where `shorter` ended, or else where the stage up to the last of `cuts` ends.
+    """
+    folder.sweep()
     folder.write_config(config)
     folder.write_environment(environment.facts(config, corpus, folder.environment))
     folder.write_status("waiting", step=0, steps=until)
     with folder.outcome_noted():
-        if cuts and not folder.has_checkpoint:
-            folder.adopt(_stage(config, corpus, runs, cuts, progress))
+        if (shorter or cuts) and not folder.has_checkpoint:
+            folder.adopt(shorter or _stage(config, corpus, runs, cuts, progress))
         Trainer(config, folder, corpus, until, progress).train()
 
 
@@ -84,14 +91,16 @@ def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: list[int], progr
     """The finished stage up to the last of `cuts`, trained here unless another process is at it: then wait."""
     *earlier, cut = cuts
     config = stages.stage_config(config, cut)
-    folder = stage_folder(runs, stages.digest(config, cut, corpus.text_sha256))
+    digest = stages.digest(config, cut, corpus.text_sha256)
+    folder = stage_folder(runs, digest, cut)
     folder.make()
     told = not progress
     while not folder.ended:
         try:
             with folder.lock():
                 if not folder.ended:
-                    _train(config, folder, corpus, runs, earlier, until=cut, progress=progress)
+                    shorter = longest_stage(runs, digest, below=cut)
+                    _train(config, folder, corpus, runs, earlier, until=cut, progress=progress, shorter=shorter)
         except FolderHeld as held:
             if not told:
                 print(f"waiting for steps 0–{cut}, which another run trains too ({held})", file=sys.stderr)
@@ -113,6 +122,7 @@ class Trainer:
         if checkpoint is not None:
             states.restore(self.state, *checkpoint)
         self.state.model.train()
+        self._lr = 0.0  # of the last update
         self.monitor = Monitor(config.divergence, self.objective.classes, *self._restarts())
         for line in folder.read("metrics"):
             self.monitor.update(line["step"], line["loss"])
@@ -123,7 +133,11 @@ class Trainer:
     def train(self) -> None:
         """From where the state is to `until`, or to divergence."""
         with process.signals() as received, self._bar() as bar:
-            self._loop(received, bar)
+            try:
+                self._loop(received, bar)
+            except BaseException:
+                self._note("running")  # at which step it stopped
+                raise
         self._close()
 
     # ---- the loop
@@ -275,19 +289,21 @@ class Trainer:
     def _write_cycle(self, pairs: records.Pairs, **facts: Any) -> None:
         state = self.state
         span = {"cycle": state.cycle + 1, "start": state.cycle_start, "end": state.step, "lr": self._lr}
-        self.folder.write_cycle(state.cycle + 1, pairs, {**span, "factored": True, **facts})
+        # Full-rank steps after the reference are in ΔW and in no cycle.
+        factored = self.config.training.reference >= self.config.training.warm_start
+        self.folder.write_cycle(state.cycle + 1, pairs, {**span, "factored": factored, **facts})
 
     def _note(self, state: str, **facts: Any) -> None:
         self.folder.write_status(state, step=self.state.step, steps=self.until, **facts)
 
     # ---- what it needs to know
 
-    def _restarts(self) -> tuple[set[int], int]:
+    def _restarts(self) -> tuple[range, int]:
         """Steps after which the toggles act, and the restart warm-up."""
         if self.method is None or self.method.restart_every is None:
-            return set(), 0
+            return range(0), 0
         first, every = self.config.training.warm_start, self.method.restart_every
-        return set(range(first + every, self.config.training.steps, every)), self.method.restart_warmup
+        return range(first + every, self.config.training.steps, every), self.method.restart_warmup
 
     def _bar(self) -> Any:
         name = f"stage 0–{self.until}" if self.is_stage else self.folder.path.name
@@ -302,12 +318,12 @@ class Trainer:
         )
 
 
-def _refuse_changes(folder: RunFolder, config: RunConfig, corpus: Corpus) -> None:
+def _refuse_changes(folder: RunFolder, config: RunConfig, corpus: Corpus | None = None) -> None:
     """Raise BadInput, with old and new, if the run in the folder is another; the machine may differ."""
     for field, (old, new) in differences(folder.config, config).items():
         if field not in MAY_CHANGE:
             raise BadInput(f"{folder.path}: cannot resume with {field} changed from {old} to {new}")
-    old = folder.environment.get("corpus", {}).get("text_sha256", corpus.text_sha256)
-    if old != corpus.text_sha256:
+    old = folder.environment.get("corpus", {}).get("text_sha256")
+    if corpus and old and old != corpus.text_sha256:
         changed = f"from {old[:8]} to {corpus.text_sha256[:8]}"
         raise BadInput(f"{folder.path}: cannot resume with another corpus (sha256 changed {changed})")

@@ -81,11 +81,23 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_is_written(settings, tmp_p
 
 def test_an_output_folder_that_cannot_be_written_is_exit_2(settings, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    refused = {"file/run": "cannot be written", "..": "no run name", "-rf": "--out", "/proc/run": "cannot be written"}
+    refused = dict.fromkeys(("file/run", "/proc/run", f"{'x' * 300}/run"), "cannot be written")
+    refused |= dict.fromkeys(("..", "./-rf", "", "x" * 10000), "is no run name")
     for out, message in refused.items():
         code, _, err = run(capsys, "train", settings, "--out", out)
-        assert code == 2
+        assert (code, len(err.splitlines())) == (2, 1)
         assert message in err
+    assert run(capsys, "train", settings, "--out", "-rf")[0] == 2
+    assert run(capsys, "demo", "--workers", "0")[0] == 2
+
+
+def test_a_folder_that_is_held_is_exit_4(settings, capsys):
+    folder = RunFolder("runs/a")
+    folder.make()
+    with folder.lock():
+        code, _, err = run(capsys, "train", settings, "--out", folder.path)
+    assert code == 4
+    assert f"is held by process {os.getpid()}" in err
 
 
 def test_a_diverged_run_is_exit_5(settings, capsys):

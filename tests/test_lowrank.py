@@ -96,7 +96,10 @@ def test_wrap_refuses_a_rank_by_the_name_of_the_matrix_and_leaves_the_model_alon
     model = models.build("demo", vocab_size=32)
     with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.q_proj: rank 49 does not fit a matrix of 48×48"):
         wrap(model, 49)
-    assert not any(isinstance(module, LowRankLinear) for module in model.modules())
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
+    with pytest.raises(ValueError, match="1: rank 8 does not fit a matrix of 4×64"):
+        wrap(model, 8)
+    assert all(type(module) is nn.Linear and module.weight.requires_grad for module in model)
 
 
 def test_wrap_works_on_any_module_and_leaves_out_what_is_excluded():

@@ -58,8 +58,20 @@ def test_a_second_state_of_a_step_is_the_newest(folder):
     save(folder, 3)
     folder.save_checkpoint(3, {"model": {"w": torch.zeros(2)}}, {"cycle": 3, "diverged": "yes"})
     assert folder.load_checkpoint()[1]["diverged"] == "yes"
+    save(folder, 3)
+    assert "diverged" not in folder.load_checkpoint()[1]
     save(folder, 4)
     assert folder.load_checkpoint()[1]["step"] == 4
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(folder):
+    save(folder, 3)
+    kept = set(folder.path.rglob("*"))
+    (folder.path / ".metrics.jsonl-123").write_text("half")
+    (folder.path / "checkpoints" / ".000000004-abc").mkdir()
+    (folder.path / "checkpoints" / ".000000004-abc" / ".model.safetensors-123").write_text("half")
+    folder.sweep()
+    assert set(folder.path.rglob("*")) == kept
 
 
 def test_a_run_killed_before_its_settings_were_written_can_begin_again(tmp_path):
@@ -82,6 +94,8 @@ def test_cycles_come_back_as_signed_pairs(folder):
     pairs = {"m.a": [(B, A, 2.0), (B + 1, A + 1, -2.0)], "m.b": [(B + 2, A + 2, 2.0)]}
     folder.write_cycle(1, pairs, {"cycle": 1, "end": 10})
     [(found, facts)] = folder.cycles()
+    assert list(folder.cycles(since=10)) == []
+    assert len(list(folder.cycles(since=9))) == 1
     assert facts == {"cycle": 1, "end": 10}
     assert found.keys() == pairs.keys()
     for name, expected in pairs.items():

@@ -18,7 +18,8 @@ from relora_lab.settings import RunConfig
 def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int) -> dict[str, str]:
     """Train every cell into out/name, going on where a cell was left. Returns the failures' reasons by name.
 
-    A cell that fails does not stop the others, and a diverged cell is no failure. Raises Interrupted after
+    A cell that fails does not stop the others, and a diverged cell is no failure. (If a worker process is
+    killed, those not done yet fail with it; the same call goes on from there.) Raises Interrupted after
     SIGINT or SIGTERM, when every worker has saved its state.
     """
     RunFolder(out).make()

@@ -67,8 +67,3 @@ class LowRankOptions(Options):
             f"method.restart_warmup: {self.restart_warmup} leaves no step at full rate in a cycle of "
             f"{self.restart_every} (restart_every)",
         )
-
-    @property
-    def scale(self) -> float:
-        """s = alpha / rank, the factor of B·A."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank

@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import changed, tiny_tables
 from transformers import AutoModelForCausalLM
 
-from relora_lab import data, train
+from relora_lab import data, state, train
+from relora_lab.divergence import Monitor
 from relora_lab.objective import LanguageModelling
 from relora_lab.runs import RunFolder
+from relora_lab.schedule import lr_multiplier
 
 LOW_RANK = {"rank": 2, "restart_every": 14, "restart_warmup": 3}
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
@@ -56,12 +59,11 @@ def test_metrics_have_a_line_an_update_with_the_schedule_of_each_phase(relora):
     lines = folder.read("metrics")
     assert [line["step"] for line in lines] == list(range(1, 61))
     assert lines[-1]["tokens"] == 60 * 4 * 32
-    rates = [line["lr"] for line in lines]
-    assert rates[0] == 0  # update u uses multiplier(u - 1)
-    assert rates[5] == config.optimizer.lr  # the end of the warm-up
-    assert rates[20] == rates[34] == rates[48] == 0  # the low-rank phase and both restarts begin at 0
-    assert rates[25] == config.optimizer.low_rank_lr
-    assert 0 < rates[35] < rates[36] < rates[37]
+    shape = {"warmup_steps": 5, "min_ratio": config.optimizer.min_ratio}
+    full = [3e-3 * lr_multiplier(step, total_steps=60, **shape) for step in range(20)]
+    jagged = {"restart_every": 14, "restart_warmup": 3, **shape}
+    low_rank = [6e-3 * lr_multiplier(step, total_steps=40, **jagged) for step in range(40)]
+    assert [line["lr"] for line in lines] == full + low_rank
 
 
 def test_evaluations_are_at_the_warm_start_every_so_often_and_at_the_end(relora):
@@ -105,6 +107,13 @@ def test_delta_w_is_the_sum_of_the_cycles_and_has_their_rank(relora):
         total = sum(scale * B @ A for pairs, _ in folder.cycles() for B, A, scale in pairs[name])
         torch.testing.assert_close(delta, total, atol=1e-6, rtol=0)
     assert ranks(folder) == {6}  # three cycles of rank 2
+
+
+def test_with_a_later_reference_delta_w_is_the_sum_of_the_cycles_since(tmp_path, tiny):
+    folder = RunFolder(train.run(changed(tiny, training={"reference_step": 40}), tmp_path / "run"))
+    delta = folder.weight("final", f"{NAMES[0]}.weight") - folder.weight("warm_start", f"{NAMES[0]}.weight")
+    total = sum(scale * B @ A for pairs, _ in folder.cycles(since=40) for B, A, scale in pairs[NAMES[0]])
+    torch.testing.assert_close(delta, total, atol=1e-6, rtol=0)
 
 
 def test_norms_are_traced_and_surround_each_restart(relora):
@@ -168,7 +177,9 @@ def test_delta_w_from_any_reference_and_base(tmp_path, tiny, method, training, r
     folder = RunFolder(train.run(config, tmp_path / "run"))
     assert folder.state == "finished"
     assert folder.environment["warm_start"] == kind
-    assert ("identity_deviation" in folder.status) == (rank is not None and config.training.reference != 10)
+    factored = [facts["factored"] for _, facts in folder.cycles()]
+    assert all(factored) == (config.training.reference != 10)
+    assert ("identity_deviation" in folder.status) == (bool(factored) and all(factored))
     if rank is not None:
         assert ranks(folder) == {rank}
     if method["name"] == "low_rank":
@@ -181,7 +192,7 @@ def test_accumulating_micro_batches_gives_the_same_losses(tmp_path, tiny):
     for parts in (1, 4):
         config = changed(tiny, training={"micro_batches": parts})
         folder = RunFolder(train.run(config, tmp_path / f"run{parts}"))
-        losses.append([line["loss"] for line in folder.read("metrics")])
+        losses.append([line["loss"] for log in ("metrics", "eval") for line in folder.read(log)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -201,6 +212,43 @@ def test_orphans_of_separate_masks_are_recorded(tmp_path, tiny, mask, orphans):
     method = {"optimizer_reset": "magnitude", "reset_ratio": 0.9, "reset_mask": mask}
     folder = RunFolder(train.run(changed(tiny, method=method), tmp_path / "run"))
     assert all((facts["orphans"] > 0) == orphans for _, facts in list(folder.cycles())[:-1])
+
+
+def test_the_optimizer_has_its_settings_and_seeds_reach_weights_and_batches(tmp_path, tiny):
+    settings = {"betas": [0.8, 0.9], "eps": 1e-5, "min_ratio": 0.3}
+    configs = [changed(tiny, optimizer=settings, training={"seed": seed}) for seed in (0, 0, 1)]
+    corpus = data.open_corpus(tiny["data"]["corpus"], tmp_path, sequence_length=32)
+    made = [state.initial(config, corpus.vocab_size) for config in configs]
+    for one in made:
+        state.begin_low_rank(one)
+        assert (one.optimizer.defaults["betas"], one.optimizer.defaults["eps"]) == ((0.8, 0.9), 1e-5)
+        assert one.optimizer.defaults["weight_decay"] == 0
+    batches = [LanguageModelling(config, corpus).batch(3) for config in configs]
+    weights = [one.model.get_parameter(f"{NAMES[0]}.weight") for one in made]
+    factors = [one.layers[NAMES[0]].lora_A for one in made]
+    for first, same, other in (batches, weights, factors):
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+
+
+def test_an_evaluation_weighs_every_token_alike(tmp_path, tiny):
+    config = changed(tiny, training={"eval_tokens": 32 * 7})  # batches of 4 and of 3 sequences
+    corpus = data.open_corpus(tiny["data"]["corpus"], tmp_path, sequence_length=32)
+    model = state.initial(config, corpus.vocab_size).model
+    rows = torch.cat(list(data.held_out_batches(corpus, tokens=32 * 7, batch_size=1, sequence_length=32)))
+    with torch.no_grad():
+        losses = F.cross_entropy(model(rows).logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    found = LanguageModelling(config, corpus).evaluate(model)
+    assert found.tokens == losses.numel() == 7 * 31
+    assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
+    assert found.perplexity == pytest.approx(float(losses.mean().exp()), rel=1e-5)
+
+
+def test_the_monitor_knows_the_restarts(tmp_path, tiny, monkeypatch):
+    known = []
+    monkeypatch.setattr(train, "Monitor", lambda *arguments: known.append(arguments[2:]) or Monitor(*arguments))
+    train.run(changed(tiny), tmp_path / "run", share=False)
+    assert [(list(restarts), warmup) for restarts, warmup in known] == [([34, 48], 3)]
 
 
 def test_divergence_is_a_result(tmp_path, tiny):

@@ -1,4 +1,4 @@
-"""The run folder: the only module that knows its file names (they are listed in the README).
+"""The run folder: with logs.py, the only module that knows its file names (the README lists them).
 
 Everything a run leaves behind is written here, whole or not at all, and read here. A stage (what several runs
 share, below .stages/) is a run folder too: that of a full-rank run that stops early.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import safetensors.torch
 from safetensors import safe_open
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from relora_lab import config, files
 from relora_lab.errors import BadInput, Interrupted, require
+from relora_lab.logs import LOGS, Logs
 from relora_lab.settings import RunConfig, check_name
 
-LOGS = ("metrics", "eval", "norms")
 Pair = tuple[Tensor, Tensor, float]  # B (out, r), A (r, in), sign × scale
 
 
@@ -32,7 +32,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._logs: dict[str, TextIO] = {}
+        self.logs = Logs(self.path)
 
     # ---- making and finding
 
@@ -128,30 +128,14 @@ class RunFolder:
             self.write_status(**{**self.status, "state": "failed", "reason": reason})
             raise
         finally:
-            self.close()
+            self.logs.close()
 
-    # ---- logs
-
-    def append(self, log: str, line: Mapping[str, Any]) -> None:
-        """Add a line to metrics, eval or norms; it is safe once a checkpoint is. Numbers not finite become null."""
-        if log not in self._logs:
-            self._logs[log] = (self.path / f"{log}.jsonl").open("a", encoding="utf-8")
-        finite = {name: _finite(value) for name, value in line.items()}
-        self._logs[log].write(json.dumps(finite, allow_nan=False) + "\n")
-
-    def read(self, log: str) -> list[dict[str, Any]]:
-        """All whole lines of metrics, eval or norms."""
-        if log in self._logs:
-            self._logs[log].flush()
-        path = self.path / f"{log}.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.open(encoding="utf-8") if line.endswith("\n")]
+    # ---- results
 
     @property
     def final_evaluation(self) -> dict[str, Any] | None:
         """The last line of eval: step, loss (nats), perplexity, tokens."""
-        lines = self.read("eval")
+        lines = self.logs.read("eval")
         return lines[-1] if lines else None
 
     def summary(self) -> str:
@@ -161,32 +145,11 @@ class RunFolder:
         reached = f", perplexity {final['perplexity']} (loss {final['loss']})" if final else ""
         return f"{self.path}: {status['state']}{reason} at step {status['step']}{reached}"
 
-    def _sync_logs(self) -> dict[str, int]:
-        for file in self._logs.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return {log: path.stat().st_size for log in LOGS if (path := self.path / f"{log}.jsonl").exists()}
-
-    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
-        self.close()
-        for log in LOGS:
-            path, size = self.path / f"{log}.jsonl", sizes.get(log, 0)
-            found = path.stat().st_size if path.exists() else 0
-            require(found >= size, f"{path}: has {found} bytes, its checkpoint knew {size}")
-            if found > size:
-                os.truncate(path, size)
-
-    def close(self) -> None:
-        """Close the logs."""
-        for file in self._logs.values():
-            file.close()
-        self._logs.clear()
-
     # ---- checkpoints
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> None:
         """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
-        logs = self._sync_logs()
+        logs = self.logs.sync()
         (self.path / "checkpoints").mkdir(exist_ok=True)
         folder, again = self.path / "checkpoints" / f"{step:09d}", 0
         while folder.exists():  # another state of this step (diverged, say) does not take the first one's place
@@ -204,13 +167,13 @@ class RunFolder:
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest complete state, logs cut back to it; None (and no logs) where there is none yet."""
         if not self._checkpoints():
-            self._cut_logs({})
+            self.logs.cut({})
             return None
         folder = self._checkpoints()[-1]
         facts = json.loads((folder / "state.json").read_text())
         for name, expected in facts["sha256"].items():
             require(files.sha256(folder / name) == expected, f"{folder / name}: is damaged (sha256 differs)")
-        self._cut_logs(facts["logs"])
+        self.logs.cut(facts["logs"])
         named = {path.stem: safetensors.torch.load_file(path) for path in folder.glob("*.safetensors")}
         return named, facts
 
@@ -224,7 +187,7 @@ class RunFolder:
 
     def adopt(self, stage: "RunFolder") -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
-        self._cut_logs({})
+        self.logs.cut({})
         for log in LOGS:
             if (stage.path / f"{log}.jsonl").exists():
                 shutil.copyfile(stage.path / f"{log}.jsonl", self.path / f"{log}.jsonl")
@@ -301,8 +264,8 @@ class RunFolder:
 
     def finish(self) -> None:
         """Close the logs and note them, settings and environment in the manifest."""
-        self._sync_logs()
-        self.close()
+        self.logs.sync()
+        self.logs.close()
         logs = [f"{log}.jsonl" for log in LOGS if (self.path / f"{log}.jsonl").exists()]
         self.record("config.toml", "environment.json", *logs)
 
@@ -327,7 +290,3 @@ def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
 def token_cache(runs: Path) -> Path:
     """Where the runs below `runs` keep their token files."""
     return runs / ".tokens"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

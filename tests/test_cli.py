@@ -108,7 +108,7 @@ def test_a_diverged_run_is_exit_5(settings, capsys):
 
 
 def test_a_failure_is_exit_1_in_one_line_and_a_traceback_only_with_debug(settings, capsys, monkeypatch):
-    monkeypatch.setattr("relora_lab.train.Trainer.train", lambda _: 1 / 0)
+    monkeypatch.setattr("relora_lab.trainer.Trainer.train", lambda _: 1 / 0)
     code, _, err = run(capsys, "train", settings, "--out", "runs/a")
     assert (code, len(err.splitlines())) == (1, 1)
     assert "ZeroDivisionError" in err

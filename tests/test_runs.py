@@ -25,23 +25,23 @@ def save(folder, step):
 
 def test_logs_are_cut_back_to_the_newest_checkpoint(folder):
     for step in range(1, 8):
-        folder.append("metrics", {"step": step, "loss": 1 / step})
+        folder.logs.append("metrics", {"step": step, "loss": 1 / step})
         if step in (3, 5):
             save(folder, step)
-    folder.close()
+    folder.logs.close()
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')  # a line cut by a crash
     tensors, facts = folder.load_checkpoint()
     assert facts["step"] == facts["cycle"] == 5
     assert tensors["model"]["w"].tolist() == [5.0, 5.0]
-    assert [line["step"] for line in folder.read("metrics")] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in folder.logs.read("metrics")] == [1, 2, 3, 4, 5]
     assert len(list((folder.path / "checkpoints").iterdir())) == 1
 
 
 def test_without_a_checkpoint_a_run_begins_again_with_empty_logs(folder):
-    folder.append("metrics", {"step": 1})
+    folder.logs.append("metrics", {"step": 1})
     assert folder.load_checkpoint() is None
-    assert folder.read("metrics") == []
+    assert folder.logs.read("metrics") == []
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(folder):
@@ -83,8 +83,8 @@ def test_a_run_killed_before_its_settings_were_written_can_begin_again(tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_logs(folder):
-    folder.append("eval", {"step": 1, "loss": 800.0, "perplexity": float("inf"), "x": float("nan")})
-    folder.close()
+    folder.logs.append("eval", {"step": 1, "loss": 800.0, "perplexity": float("inf"), "x": float("nan")})
+    folder.logs.close()
     text = (folder.path / "eval.jsonl").read_text()
     assert json.loads(text) == {"step": 1, "loss": 800.0, "perplexity": None, "x": None}
 
@@ -108,7 +108,7 @@ def test_cycles_come_back_as_signed_pairs(folder):
 def test_the_manifest_holds_the_hash_of_every_finished_file(folder):
     folder.write_weights("final", "{}", {"w": torch.ones(2)})
     folder.write_cycle(1, {}, {})
-    folder.append("metrics", {"step": 1})
+    folder.logs.append("metrics", {"step": 1})
     folder.write_environment({})
     folder.finish()
     manifest = json.loads((folder.path / "manifest.json").read_text())

@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import changed, tiny_tables
 
-from relora_lab import train
+from relora_lab import train, trainer
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
 from relora_lab.runs import RunFolder
 
@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["relora_lab.train", "transformers.models.llama.m
 def content(folder):
     """Everything a run leaves but times: bytes of the weights and cycles, lines of the logs."""
     run = RunFolder(folder)
-    logs = {log: run.read(log) for log in ("metrics", "eval", "norms")}
+    logs = {log: run.logs.read(log) for log in ("metrics", "eval", "norms")}
     for line in logs["metrics"]:
         del line["tokens_per_second"]
     weights = [*run.path.glob("warm_start/*"), *run.path.glob("final/*"), *run.path.glob("cycles/*")]
@@ -28,14 +28,14 @@ def content(folder):
 
 def train_and_die(config, out, at, how):
     """Train, and be killed before the update after step `at`."""
-    update = train.Trainer._update
+    update = trainer.Trainer._update
 
     def dying(self):
         if self.state.step == at:
             os.kill(os.getpid(), how)
         return update(self)
 
-    train.Trainer._update = dying
+    trainer.Trainer._update = dying
     train.run(config, out, resume=True)
 
 
@@ -93,7 +93,7 @@ def test_a_warm_start_is_the_prefix_of_the_full_run(tmp_path, tiny):
         RunFolder(train.run(config, tmp_path / name)) for name, config in {"full": full, "relora": relora}.items()
     ]
     assert len(list((tmp_path / ".stages").iterdir())) == 1
-    prefixes = [[line["loss"] for line in run.read("metrics")[:20]] for run in runs]
+    prefixes = [[line["loss"] for line in run.logs.read("metrics")[:20]] for run in runs]
     assert prefixes[0] == prefixes[1]
     weights = [run.path / "warm_start" / "model.safetensors" for run in runs]
     assert weights[0].stat().st_ino == weights[1].stat().st_ino  # linked, not copied
@@ -103,13 +103,13 @@ def test_a_warm_start_is_the_prefix_of_the_full_run(tmp_path, tiny):
 
 
 def test_each_full_rank_step_of_several_warm_starts_is_trained_once(tmp_path, tiny, monkeypatch):
-    full_rank, update = [], train.Trainer._update
+    full_rank, update = [], trainer.Trainer._update
 
     def counting(self):
         full_rank.extend([self.state.step] if not self.state.layers else [])
         return update(self)
 
-    monkeypatch.setattr(train.Trainer, "_update", counting)
+    monkeypatch.setattr(trainer.Trainer, "_update", counting)
     configs = [changed(tiny, training={"warm_start": warm_start}) for warm_start in (10, 24, 31)]
     shared = [train.run(config, tmp_path / f"run{i}") for i, config in enumerate(configs)]
     assert full_rank == list(range(31))
@@ -126,14 +126,14 @@ def test_stages_of_a_chain_give_the_bits_of_a_run_without(tmp_path, tiny):
 def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(tmp_path, tiny, expected, monkeypatch):
     config, out = changed(tiny), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="stopped by signal 15 at step 38"):
-        update = train.Trainer._update
+        update = trainer.Trainer._update
 
         def interrupted(self):
             if self.state.step == 37:
                 os.kill(os.getpid(), signal.SIGTERM)
             return update(self)
 
-        patch.setattr(train.Trainer, "_update", interrupted)
+        patch.setattr(trainer.Trainer, "_update", interrupted)
         train.run(config, out)
     assert RunFolder(out).status["state"] == "stopped"
     assert RunFolder(out).status["step"] == 38

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import changed, tiny_tables
 from transformers import AutoModelForCausalLM
 
-from relora_lab import data, state, train
+from relora_lab import data, state, train, trainer
 from relora_lab.divergence import Monitor
 from relora_lab.objective import LanguageModelling
 from relora_lab.runs import RunFolder
@@ -56,7 +56,7 @@ def test_the_run_folder_holds_what_the_readme_lists(relora):
 
 def test_metrics_have_a_line_an_update_with_the_schedule_of_each_phase(relora):
     config, folder = relora
-    lines = folder.read("metrics")
+    lines = folder.logs.read("metrics")
     assert [line["step"] for line in lines] == list(range(1, 61))
     assert lines[-1]["tokens"] == 60 * 4 * 32
     shape = {"warmup_steps": 5, "min_ratio": config.optimizer.min_ratio}
@@ -68,8 +68,8 @@ def test_metrics_have_a_line_an_update_with_the_schedule_of_each_phase(relora):
 
 def test_evaluations_are_at_the_warm_start_every_so_often_and_at_the_end(relora):
     _, folder = relora
-    assert [line["step"] for line in folder.read("eval")] == [20, 25, 50, 60]
-    assert folder.read("eval")[-1]["loss"] < folder.read("eval")[0]["loss"]
+    assert [line["step"] for line in folder.logs.read("eval")] == [20, 25, 50, 60]
+    assert folder.logs.read("eval")[-1]["loss"] < folder.logs.read("eval")[0]["loss"]
 
 
 @pytest.mark.parametrize(("which", "step"), [("warm_start", 20), ("final", 60)])
@@ -80,7 +80,7 @@ def test_transformers_opens_the_weights_and_finds_the_runs_loss(relora, which, s
         config.data.corpus, folder.path.parent / ".tokens", sequence_length=config.data.sequence_length
     )
     found = LanguageModelling(config, corpus).evaluate(model)
-    [logged] = [line for line in folder.read("eval") if line["step"] == step]
+    [logged] = [line for line in folder.logs.read("eval") if line["step"] == step]
     assert found.loss == pytest.approx(logged["loss"], abs=1e-5)
     assert found.perplexity == pytest.approx(logged["perplexity"], rel=1e-5)
     assert found.tokens == logged["tokens"]
@@ -118,7 +118,7 @@ def test_with_a_later_reference_delta_w_is_the_sum_of_the_cycles_since(tmp_path,
 
 def test_norms_are_traced_and_surround_each_restart(relora):
     _, folder = relora
-    rows = [row for row in folder.read("norms") if row["matrix"] == NAMES[0]]
+    rows = [row for row in folder.logs.read("norms") if row["matrix"] == NAMES[0]]
     moments = [(row["step"], row["moment"]) for row in rows]
     restarts = [(step, moment) for step in (34, 48) for moment in ("before", "after")]
     assert moments == sorted([(step, "trace") for step in range(10, 61, 10)] + restarts, key=lambda m: m[0])
@@ -151,7 +151,7 @@ def test_every_combination_of_the_toggles_trains(tmp_path, tiny, method, reset, 
         assert event["merged"] == (method == "relora")
         assert abs(event["function_jump"]) <= 1e-5
         assert (event["zeroed"] / event["entries"] > 0.9) == (reset == "magnitude")
-    rates = {line["step"]: line["lr"] for line in folder.read("metrics")}
+    rates = {line["step"]: line["lr"] for line in folder.logs.read("metrics")}
     assert (rates[warm_start + 15] == 0) == jagged
     # One cycle is one rank of 2; from scratch ΔW is counted from B = 0 too.
     assert ranks(folder) == {2 * (len(events) + 1) if method == "relora" else 2}
@@ -192,7 +192,7 @@ def test_accumulating_micro_batches_gives_the_same_losses(tmp_path, tiny):
     for parts in (1, 4):
         config = changed(tiny, training={"micro_batches": parts})
         folder = RunFolder(train.run(config, tmp_path / f"run{parts}"))
-        losses.append([line["loss"] for log in ("metrics", "eval") for line in folder.read(log)])
+        losses.append([line["loss"] for log in ("metrics", "eval") for line in folder.logs.read(log)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
@@ -200,8 +200,8 @@ def test_gradients_are_clipped_and_their_norm_is_logged_as_it_was(tmp_path, tiny
     losses, norms = [], []
     for clip in (1e-7, float("inf")):  # so small that Adam's eps shows
         folder = RunFolder(train.run(changed(tiny, optimizer={"clip": clip}), tmp_path / f"clip{clip}"))
-        losses.append([line["loss"] for line in folder.read("metrics")])
-        norms.append(folder.read("metrics")[0]["grad_norm"])
+        losses.append([line["loss"] for line in folder.logs.read("metrics")])
+        norms.append(folder.logs.read("metrics")[0]["grad_norm"])
     assert losses[0][:2] == losses[1][:2]
     assert losses[0][-1] > losses[1][-1] + 0.1
     assert norms[0] == norms[1] > 0.1
@@ -246,7 +246,7 @@ def test_an_evaluation_weighs_every_token_alike(tmp_path, tiny):
 
 def test_the_monitor_knows_the_restarts(tmp_path, tiny, monkeypatch):
     known = []
-    monkeypatch.setattr(train, "Monitor", lambda *arguments: known.append(arguments[2:]) or Monitor(*arguments))
+    monkeypatch.setattr(trainer, "Monitor", lambda *arguments: known.append(arguments[2:]) or Monitor(*arguments))
     train.run(changed(tiny), tmp_path / "run", share=False)
     assert [(list(restarts), warmup) for restarts, warmup in known] == [([34, 48], 3)]
 
@@ -258,7 +258,7 @@ def test_divergence_is_a_result(tmp_path, tiny):
     assert status["state"] == "diverged"
     assert 20 < status["step"] < 60
     assert status["reason"]
-    assert len(folder.read("metrics")) == status["step"]
+    assert len(folder.logs.read("metrics")) == status["step"]
     assert all(torch.isfinite(folder.weight("final", f"{name}.weight")).all() for name in NAMES)
     assert train.run(config, folder.path, resume=True) == folder.path  # nothing left to do
 
@@ -275,7 +275,7 @@ def test_a_loss_that_is_no_number_is_not_applied(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(LanguageModelling, "loss", failing)
     folder = RunFolder(train.run(changed(tiny), tmp_path / "run", share=False))
     assert folder.status["reason"] == "loss of update 31 is nan"
-    assert folder.status["step"] == 30 == len(folder.read("metrics"))
+    assert folder.status["step"] == 30 == len(folder.logs.read("metrics"))
     assert torch.isfinite(folder.weight("final", f"{NAMES[0]}.weight")).all()
 
 

@@ -1,0 +1,65 @@
+"""The line logs of a run folder: metrics, eval and norms, a JSON object a line."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from relora_lab.errors import require
+
+LOGS = ("metrics", "eval", "norms")
+
+
+class Logs:
+    """The logs of one folder. Lines are safe once a checkpoint knows the logs' sizes (`sync`, `cut`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, TextIO] = {}
+
+    def append(self, log: str, line: Mapping[str, Any]) -> None:
+        """Add a line to metrics, eval or norms. Numbers that are not finite become null."""
+        if log not in self._open:
+            self._open[log] = self._path(log).open("a", encoding="utf-8")
+        finite = {name: _finite(value) for name, value in line.items()}
+        self._open[log].write(json.dumps(finite, allow_nan=False) + "\n")
+
+    def read(self, log: str) -> list[dict[str, Any]]:
+        """All whole lines of metrics, eval or norms."""
+        if log in self._open:
+            self._open[log].flush()
+        if not self._path(log).exists():
+            return []
+        with self._path(log).open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
+
+    def sync(self) -> dict[str, int]:
+        """Wait until all lines are on the disk; the logs' sizes in bytes."""
+        for file in self._open.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {log: self._path(log).stat().st_size for log in LOGS if self._path(log).exists()}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Cut the logs back to the sizes that `sync` gave. Raises BadInput for a log that is shorter."""
+        self.close()
+        for log in LOGS:
+            path, size = self._path(log), sizes.get(log, 0)
+            found = path.stat().st_size if path.exists() else 0
+            require(found >= size, f"{path}: has {found} bytes, its checkpoint knew {size}")
+            if found > size:
+                os.truncate(path, size)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _path(self, log: str) -> Path:
+        return self._folder / f"{log}.jsonl"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

@@ -14,7 +14,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from relora_lab import methods
 from relora_lab.errors import BadInput, require
-from relora_lab.methods._options import LowRankOptions
 from relora_lab.settings import Data, Divergence, Model, Optimizer, RunConfig, Training
 
 __all__ = ["RunConfig", "as_table", "digest", "dumps", "load", "parse", "run_name"]
@@ -78,11 +77,11 @@ def dumps(config: RunConfig) -> str:
 def as_table(config: RunConfig) -> dict[str, Any]:
     """The resolved settings as nested dicts, in a form that `parse` reads back to the same run."""
     method = config.method
-    if isinstance(method, LowRankOptions) and method.alpha is None:
-        method = replace(method, alpha=float(method.rank))
+    if config.low_rank and config.low_rank.alpha is None:
+        method = replace(config.low_rank, alpha=float(config.low_rank.rank))
     training = replace(config.training, reference_step=config.training.reference)
     optimizer = config.optimizer
-    if method.low_rank:
+    if config.low_rank:
         optimizer = replace(optimizer, low_rank_lr=config.low_rank_lr)
     table = asdict(replace(config, method=method, training=training, optimizer=optimizer))
     table["method"] = {"name": config.method_name} | table["method"]

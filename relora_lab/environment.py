@@ -14,7 +14,6 @@ import relora_lab
 from relora_lab import sizes
 from relora_lab.data import Corpus
 from relora_lab.errors import require
-from relora_lab.methods._options import LowRankOptions
 from relora_lab.settings import RunConfig
 
 
@@ -35,8 +34,7 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     training = config.training
     decisive = fingerprint(training.device) | {"threads": training.threads}
     same = all(before.get(key, value) == value for key, value in decisive.items())
-    method = config.method
-    rank = method.rank if isinstance(method, LowRankOptions) else None
+    rank = config.low_rank.rank if config.low_rank else None
     total, trained = sizes.count_parameters(config.model.shape, rank=rank, vocab_size=corpus.vocab_size)
     later = "warm start" if training.reference == training.warm_start else "snapshot"
     return {

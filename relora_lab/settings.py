@@ -178,10 +178,9 @@ class RunConfig:
             f"training.micro_batches: {self.training.micro_batches} does not divide "
             f"data.batch_size ({self.data.batch_size})",
         )
-        method = self.method
         phases = {"training.steps": self.training.steps}
-        if isinstance(method, LowRankOptions):
-            self._check_low_rank(method)
+        if self.low_rank:
+            self._check_low_rank(self.low_rank)
             phases["the low-rank phase"] = self.low_rank_steps
         for phase, steps in phases.items():
             warmup = self.optimizer.warmup_steps
@@ -215,9 +214,14 @@ class RunConfig:
         return methods.name_of(self.method)
 
     @property
+    def low_rank(self) -> LowRankOptions | None:
+        """The method's options if it has a low-rank phase."""
+        return self.method if isinstance(self.method, LowRankOptions) else None
+
+    @property
     def low_rank_steps(self) -> int:
         """Length of the low-rank phase: its schedule, and its restarts, count from its start."""
-        return self.training.steps - self.training.warm_start if self.method.low_rank else 0
+        return self.training.steps - self.training.warm_start if self.low_rank else 0
 
     @property
     def low_rank_lr(self) -> float:
@@ -227,16 +231,16 @@ class RunConfig:
     def warnings(self) -> list[str]:
         """What is allowed but seldom meant, a line each."""
         found = []
-        if isinstance(self.method, LowRankOptions):
-            every = self.method.restart_every
+        if self.low_rank:
+            every = self.low_rank.restart_every
             if every is not None and every >= self.low_rank_steps:
                 found.append(
                     f"method.restart_every ({every}) never comes within the {self.low_rank_steps} low-rank steps"
                 )
-            total, trainable = sizes.count_parameters(self.model.shape, rank=self.method.rank, vocab_size=0)
+            total, trainable = sizes.count_parameters(self.model.shape, rank=self.low_rank.rank, vocab_size=0)
             if trainable > total:
                 found.append(
-                    f"method.rank ({self.method.rank}) trains more parameters than the whole model has "
+                    f"method.rank ({self.low_rank.rank}) trains more parameters than the whole model has "
                     f"({trainable:,} > {total:,} without embeddings)"
                 )
         return found

@@ -12,16 +12,15 @@ from dataclasses import replace
 from relora_lab import environment
 from relora_lab.config import as_table
 from relora_lab.methods import full
-from relora_lab.methods._options import LowRankOptions
 from relora_lab.settings import RunConfig
 
 
 def cuts(config: RunConfig) -> list[int]:
     """The steps at which a run's full-rank part is cut: the end of its warm start, and its reference step."""
     training = config.training
-    if not isinstance(config.method, full.Options | LowRankOptions):
+    if not (config.low_rank or isinstance(config.method, full.Options)):
         return []  # a method with an optimizer of its own begins in its own way
-    full_rank_steps = training.warm_start if config.method.low_rank else training.steps - 1
+    full_rank_steps = training.warm_start if config.low_rank else training.steps - 1
     return sorted({step for step in (training.warm_start, training.reference) if 0 < step <= full_rank_steps})
 
 

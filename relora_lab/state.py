@@ -40,9 +40,9 @@ class TrainState:
         """The learning rate of the next update."""
         settings, training = self.config.optimizer, self.config.training
         multiplier = partial(schedule.lr_multiplier, warmup_steps=settings.warmup_steps, min_ratio=settings.min_ratio)
-        if not self.layers:
+        method = self.config.low_rank
+        if method is None or not self.layers:
             return settings.lr * multiplier(self.step, total_steps=training.steps)
-        method = low_rank_options(self.config)
         return self.config.low_rank_lr * multiplier(
             self.step - training.warm_start,
             total_steps=self.config.low_rank_steps,
@@ -66,13 +66,6 @@ class TrainState:
         self.start_factors = self.factors() if moved else {}
 
 
-def low_rank_options(config: RunConfig) -> LowRankOptions:
-    """The method's options, for a method known to be low-rank."""
-    if not isinstance(config.method, LowRankOptions):
-        raise TypeError(f"{config.method_name} is no low-rank method")
-    return config.method
-
-
 def initial(config: RunConfig, vocab_size: int) -> TrainState:
     """A model of fresh weights at step 0; seeded by (seed, "model")."""
     model = models.build(
@@ -84,9 +77,9 @@ def initial(config: RunConfig, vocab_size: int) -> TrainState:
     return TrainState(config, model, _adamw(config, model))
 
 
-def begin_low_rank(state: TrainState) -> None:
+def begin_low_rank(state: TrainState, method: LowRankOptions) -> None:
     """Wrap the model, with a fresh optimizer for all that is still trained: P1 Algorithm 1, lines 4 to 9."""
-    method, seed = low_rank_options(state.config), state.config.training.seed
+    seed = state.config.training.seed
     state.layers = lowrank.wrap(state.model, method.rank, method.alpha, seed=seed)
     if method.base == "zero":
         for name, layer in state.layers.items():
@@ -117,8 +110,8 @@ def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
 
 def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
     """Bring an initial state to where `capture` was called."""
-    if facts["low_rank"]:
-        begin_low_rank(state)
+    if facts["low_rank"] and state.config.low_rank:
+        begin_low_rank(state, state.config.low_rank)
     state.model.load_state_dict(tensors["model"])
     optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]))
     saved, device = tensors["start_factors"], state.config.training.device

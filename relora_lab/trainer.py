@@ -28,7 +28,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, folder: RunFolder, corpus: Corpus, until: int, progress: bool) -> None:
         self.config, self.folder, self.until, self.progress = config, folder, until, progress
-        self.method = config.method if isinstance(config.method, LowRankOptions) else None
+        self.method = config.low_rank
         self.is_stage = until < config.training.steps
         self.objective = LanguageModelling(config, corpus)
         self.state = states.initial(config, self.objective.classes)
@@ -81,7 +81,7 @@ class Trainer:
         """What the step begins: the low-rank phase, ΔW. Done again by a run that resumes at this very step."""
         state, training = self.state, self.config.training
         if self.method and not state.layers and state.step >= training.warm_start:
-            states.begin_low_rank(state)
+            states.begin_low_rank(state, self.method)
             self._evaluate()
         if state.step == training.reference:
             self._write_weights("warm_start")
@@ -123,7 +123,7 @@ class Trainer:
     def _after_update(self) -> None:
         """What the step ends: a cycle. And norms, evaluation and checkpoint where they are due."""
         step, training = self.state.step, self.config.training
-        if step in self.monitor.restarts:
+        if self.method and step in self.monitor.restarts:
             self._restart(self.method)
         elif step % training.norms_every == 0:
             self._trace("trace")
@@ -132,9 +132,8 @@ class Trainer:
         if step % training.checkpoint_every == 0 or step == self.until:
             self._checkpoint()
 
-    def _restart(self, method: LowRankOptions | None) -> None:
+    def _restart(self, method: LowRankOptions) -> None:
         """End a cycle and begin the next, and write down what that did."""
-        assert method is not None
         state = self.state
         self._trace("before")
         pairs, loss_before = records.cycle_pairs(state), self.objective.probe(state.model)

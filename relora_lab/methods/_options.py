@@ -14,8 +14,6 @@ ResetParams = Literal["AB", "A"]
 class Options:
     """A method that trains every weight."""
 
-    low_rank: ClassVar[bool] = False
-
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankOptions(Options):
@@ -37,7 +35,6 @@ class LowRankOptions(Options):
     reset_mask: ResetMask = "shared"
     reset_params: ResetParams = "AB"
 
-    low_rank: ClassVar[bool] = True
     merges: ClassVar[bool] = False  # does a restart merge B and A into W and draw new ones?
 
     def __post_init__(self) -> None:

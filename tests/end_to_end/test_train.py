@@ -220,7 +220,7 @@ def test_the_optimizer_has_its_settings_and_seeds_reach_weights_and_batches(tmp_
     corpus = data.open_corpus(tiny["data"]["corpus"], tmp_path, sequence_length=32)
     made = [state.initial(config, corpus.vocab_size) for config in configs]
     for one in made:
-        state.begin_low_rank(one)
+        state.begin_low_rank(one, one.config.low_rank)
         assert (one.optimizer.defaults["betas"], one.optimizer.defaults["eps"]) == ((0.8, 0.9), 1e-5)
         assert one.optimizer.defaults["weight_decay"] == 0
     batches = [LanguageModelling(config, corpus).batch(3) for config in configs]

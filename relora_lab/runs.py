@@ -219,6 +219,16 @@ class RunFolder:
         with safe_open(self.path / which / "model.safetensors", "pt") as file:
             return file.get_tensor(name)
 
+    def weights(self, which: str) -> Path:
+        """The folder warm_start/ or final/. Raises BadInput where the run has not come that far."""
+        status = self.status
+        at = f"{self.state} at step {status.get('step', 0)} of {status.get('steps', '?')}"
+        require(
+            (self.path / which).is_dir(),
+            f"{self.path}: run not finished ({at}): it has no {which}/ yet; go on with relora-lab train --resume",
+        )
+        return self.path / which
+
     # ---- cycles
 
     def write_cycle(self, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapping[str, Any]) -> None:
@@ -235,16 +245,18 @@ class RunFolder:
         files.write_json(folder / f"{cycle:04d}.json", {**facts, "scales": scales})
         self.record(f"cycles/{cycle:04d}.safetensors", f"cycles/{cycle:04d}.json")
 
+    def cycle_facts(self, *, since: int = -1) -> list[dict[str, Any]]:
+        """What happened at the end of each cycle that ends after step `since`; "scales" has a key a factor pair."""
+        found = [json.loads(path.read_text()) for path in sorted(self.path.glob("cycles/*.json"))]
+        return [facts for facts in found if facts.get("end", 0) > since]
+
     def cycles(self, *, since: int = -1) -> Iterator[tuple[dict[str, list[Pair]], dict[str, Any]]]:
         """(pairs by matrix, facts) of the cycles that end after step `since`, in order.
 
         With the reference step as `since`, the sum of scale·B·A is ΔW where the facts say `factored`.
         """
-        for path in sorted(self.path.glob("cycles/*.json")):
-            facts = json.loads(path.read_text())
-            if facts.get("end", 0) <= since:
-                continue
-            tensors = safetensors.torch.load_file(path.with_suffix(".safetensors"))
+        for facts in self.cycle_facts(since=since):
+            tensors = safetensors.torch.load_file(self.path / "cycles" / f"{facts['cycle']:04d}.safetensors")
             pairs: dict[str, list[Pair]] = {}
             for key, scale in facts.pop("scales").items():
                 matrix = key.rpartition(".")[0]
@@ -253,9 +265,14 @@ class RunFolder:
 
     # ---- manifest
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """sha256 of every finished file, by its path in the folder."""
+        return self._read_json("manifest.json")
+
     def record(self, *names: str) -> None:
         """Note the sha256 of finished files (all files of a folder) in manifest.json."""
-        manifest = self._read_json("manifest.json")
+        manifest = self.manifest
         for name in names:
             path = self.path / name
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -1,0 +1,76 @@
+"""One file a figure. `data(runs)` holds every number drawn, `draw(frame, ax)` draws it, `describe(frame)` says it.
+
+The docstring's first line is the figure's title. SIZE is in inches. Labels are ordered categoricals (load_runs), so
+a label has one colour in every figure of a report. The only place that knows matplotlib.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
+
+# Okabe and Ito's colours, which the colour-blind tell apart; dashes tell lines apart in grey.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
+DASHES = ["-", "-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1))]
+
+
+def available() -> list[ModuleType]:
+    """The modules of this folder, in the order in which a report has them."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return sorted(modules, key=lambda module: module.ORDER)
+
+
+def lab_style() -> AbstractContextManager[None]:
+    """`with lab_style():` figures have the lab's look inside the block."""
+    with as_file(files(__name__).joinpath("lab.mplstyle")) as path:
+        return matplotlib.style.context(str(path))
+
+
+def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
+    """The figure of a module of this folder, drawn from what its `data` gave."""
+    with lab_style():
+        figure = Figure(figsize=module.SIZE, layout="constrained")
+        module.draw(frame, figure.subplots())
+        figure.draw_without_rendering()  # ticks and labels in this style too
+        return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, PDF or SVG, the same bytes each time."""
+    kind = Path(path).suffix[1:]
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with lab_style():
+        figure.savefig(path, metadata=undated)
+
+
+def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """(label, its rows, the line style that is its own in every figure), in the labels' order."""
+    labels = frame["label"].astype("category")
+    for number, label in enumerate(labels.cat.categories):
+        rows = frame[labels == label]
+        if len(rows):
+            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+            yield str(label), rows, look
+
+
+def split(ax: Axes, rows: int, columns: int, **options: Any) -> list[Axes]:
+    """Panels in the place of `ax`, row by row; options as `Figure.subplots` and gridspec take them."""
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError("draw into axes made by subplots")
+    shared = {name: options.pop(name) for name in ("sharex", "sharey") if name in options}
+    grid = place.subgridspec(rows, columns, **options)
+    ax.remove()
+    return list(grid.subplots(squeeze=False, **shared).flat)

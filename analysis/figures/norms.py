@@ -1,0 +1,62 @@
+"""Norms across restarts: what drops, and what does not (P2 Figure 1)."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures import TWO_COLUMNS, by_label, split
+from analysis.norms import norm_traces
+
+ORDER = 5
+SIZE = (TWO_COLUMNS, 2.1)
+PANELS = {"sBA": "factors ‖sBA‖", "delta_W": "update ‖ΔW‖", "W_merged": "merged weights ‖W‖"}
+MOMENTS = ["trace", "before", "after"]
+
+
+def data(runs: pd.DataFrame) -> pd.DataFrame:
+    """label, step, moment (trace; before and after a restart), norm, value: Frobenius norm of all matrices together,
+    √Σ‖·‖²_F, mean over seeds."""
+    found = [_of_run(run) for _, run in runs.iterrows()]
+    keys = ["label", "step", "moment", "norm"]
+    frame = pd.concat(found).groupby(keys, observed=True)["value"].mean().reset_index()
+    frame = frame.astype({"label": runs["label"].dtype, "moment": pd.CategoricalDtype(MOMENTS, ordered=True)})
+    return frame.sort_values(["label", "norm", "step", "moment"], ignore_index=True)
+
+
+def draw(frame: pd.DataFrame, ax: Axes) -> None:
+    """A panel a norm; dotted lines where there is a restart."""
+    panels = split(ax, 1, len(PANELS))
+    for panel, (norm, title) in zip(panels, PANELS.items(), strict=True):
+        for label, rows, look in by_label(frame[frame["norm"] == norm]):
+            panel.plot(rows["step"], rows["value"], label=label, **look)
+        for step in frame.loc[frame["moment"] == "after", "step"].unique():
+            panel.axvline(step, color="0.6", linewidth=0.6, linestyle=":", zorder=0)
+        panel.set_title(title)
+        panel.set_xlabel("update")
+        panel.set_ylim(bottom=0)
+        panel.locator_params(axis="x", nbins=4)
+    panels[0].set_ylabel("Frobenius norm")
+    handles = {h.get_label(): h for p in panels for h in p.get_lines() if not str(h.get_label()).startswith("_")}
+    order = [label for label, _, _ in by_label(frame) if label in handles]
+    panels[-1].legend([handles[label] for label in order], order, loc="lower right")
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """How far each norm falls at restarts."""
+    across = frame[frame["moment"] != "trace"].pivot_table(
+        index=["label", "step"], columns=["norm", "moment"], values="value", observed=True
+    )
+    if across.empty:
+        return "Norms over training. No run was restarted."
+    told = []
+    for norm in PANELS:
+        if norm in across:
+            ratio = (across[norm]["after"] / across[norm]["before"]).mean()
+            told.append(f"{PANELS[norm]} is {ratio:.1%} of what it was")
+    return f"Norms over training. Just after a restart, mean over restarts: {', '.join(told)}."
+
+
+def _of_run(run: pd.Series) -> pd.DataFrame:
+    traces = norm_traces(run["path"])
+    squares = traces[list(PANELS)].pow(2).assign(step=traces["step"], moment=traces["moment"])
+    total = squares.groupby(["step", "moment"]).sum(min_count=1).pow(0.5)
+    return total.rename_axis(columns="norm").stack().rename("value").dropna().reset_index().assign(label=run["label"])

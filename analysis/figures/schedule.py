@@ -1,0 +1,43 @@
+"""The learning rates that were used: cosine, and jagged cosine (P1 Figure 2)."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.figures import ONE_COLUMN, by_label
+from relora_lab.runs import RunFolder
+
+ORDER = 2
+SIZE = (ONE_COLUMN, 2.0)
+
+
+def data(runs: pd.DataFrame) -> pd.DataFrame:
+    """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first seed."""
+    first = runs.drop_duplicates("label")
+    frame = pd.concat([_of_run(run) for _, run in first.iterrows()], ignore_index=True)
+    return frame.astype({"label": runs["label"].dtype})
+
+
+def draw(frame: pd.DataFrame, ax: Axes) -> None:
+    """A line a label."""
+    for label, rows, look in by_label(frame):
+        ax.plot(rows["step"], rows["multiplier"], label=label, **look)
+    ax.set_ylim(0, 1.05)
+    ax.set_xlabel("update")
+    ax.set_ylabel("learning rate / peak")
+    ax.legend()
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """How often each line falls to zero."""
+    zeros = {label: int((rows["multiplier"].iloc[1:] == 0).sum()) for label, rows, _ in by_label(frame)}
+    told = ", ".join(f"{label} {count}" for label, count in zeros.items())
+    return f"Learning rate of each update over the peak of its phase. Updates at rate zero after the first: {told}."
+
+
+def _of_run(run: pd.Series) -> pd.DataFrame:
+    lines = pd.DataFrame(RunFolder(run["path"]).logs.read("metrics"), columns=["step", "lr"])
+    low_rank_lr = run.get("optimizer.low_rank_lr")
+    peak = pd.Series(run["optimizer.lr"], index=lines.index)
+    if run["method"] != "full" and pd.notna(low_rank_lr):
+        peak = peak.where(lines["step"] <= run["training.warm_start"], low_rank_lr)
+    return pd.DataFrame({"label": run["label"], "step": lines["step"], "multiplier": lines["lr"] / peak})

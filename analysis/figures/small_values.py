@@ -1,0 +1,68 @@
+"""How many singular values of ΔW are below 0.1, by projection, and how many have to be (P1 Figures 4 and 12)."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from analysis.checkpoints import role_key
+from analysis.counts import count_singular_values, rank_ceilings
+from analysis.figures import ONE_COLUMN, by_label
+from analysis.spectra import of_run, with_weights
+
+ORDER = 4
+SIZE = (ONE_COLUMN, 2.4)
+THRESHOLD = 0.1
+
+
+def data(runs: pd.DataFrame) -> pd.DataFrame:
+    """label, role, below, above, total, at_least: counts a layer, mean over layers and seeds.
+
+    `at_least` are the values that are zero whatever is learned: the smaller side less the rank ceiling.
+    """
+    found = [_of_run(run) for _, run in with_weights(runs).iterrows()]
+    if not found:
+        return pd.DataFrame()
+    by = pd.concat(found).groupby(["label", "role"], observed=True)[["below", "above", "total", "at_least"]]
+    frame = by.mean().reset_index().astype({"label": runs["label"].dtype})
+    return frame.sort_values(["label", "role"], key=_in_order, ignore_index=True)
+
+
+def draw(frame: pd.DataFrame, ax: Axes) -> None:
+    """Bars of what is below, a tick on each at what must be."""
+    roles = sorted(set(frame["role"]), key=role_key)
+    groups = list(by_label(frame))
+    width = 0.8 / len(groups)
+    for number, (label, rows, look) in enumerate(groups):
+        left = [roles.index(role) + (number - (len(groups) - 1) / 2) * width for role in rows["role"]]
+        ax.bar(left, rows["below"].astype(float), width, color=look["color"], label=label)
+        ends = [x - width / 2 for x in left], [x + width / 2 for x in left]
+        ax.hlines(rows["at_least"], *ends, color="black", linewidth=1.2)
+    ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
+    ax.set_xticks(range(len(roles)), roles)
+    ax.set_ylim(0, 1.38 * frame["total"].max())
+    ax.grid(axis="x", visible=False)
+    ax.set_ylabel(f"singular values < {THRESHOLD} a matrix")
+    ax.legend(ncols=3, loc="upper center", columnspacing=1.0)
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """Shares over all projections."""
+    told = []
+    for label, rows, _ in by_label(frame):
+        below, total = rows["below"].sum(), rows["total"].sum()
+        told.append(f"{label} {below / total:.0%} (at least {rows['at_least'].sum() / total:.0%})")
+    return (
+        f"Singular values below {THRESHOLD}, mean a matrix. Of all of them: {', '.join(told)}. "
+        "The black line is what the rank ceiling alone makes zero."
+    )
+
+
+def _of_run(run: pd.Series) -> pd.DataFrame:
+    comparison = of_run(run["path"])
+    counts = count_singular_values(comparison.spectra, THRESHOLD)
+    ceilings = rank_ceilings(run["path"], comparison.matrices)[["matrix", "ceiling"]]
+    counts = counts.merge(ceilings).assign(label=run["label"])
+    return counts.assign(at_least=counts["total"] - counts["ceiling"])
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    return column.map(role_key) if column.name == "role" else column

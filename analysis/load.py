@@ -1,0 +1,129 @@
+"""Run folders as a table: a row a run, with its settings, its status and what it reached."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from relora_lab import config
+from relora_lab.errors import BadInput, require
+from relora_lab.runs import RunFolder
+from relora_lab.settings import RunConfig
+
+TOGGLES = {"restarts": "restarts", "reset": "reset", "jagged": "jagged", "warm_start": "warm"}  # column: in words
+
+
+def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The runs in a folder of run folders, or of several such folders or run folders: a row a run.
+
+    Columns: run (folder name), label (what the run is, whatever its seed: the folder's name without "-seed0"),
+    seed, method, size, control (is it a control size?), P1's four toggles (restarts, reset, jagged, warm_start),
+    state, reason, step, steps, loss (held-out, nats), perplexity, trained and parameters (counts), corpus
+    (sha256), path, and every setting as table.field. What a run has not reached yet is missing. Labels are an
+    ordered categorical: full-rank runs first, ReLoRA before LoRA, warm starts before cold ones.
+    Raises BadInput, naming the folder, where there is no run or one was written by a newer version.
+    """
+    given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    folders = {folder.path.resolve(): folder for one in given for folder in _run_folders(one)}  # each once
+    rows = [_row(folder) for folder in folders.values()]
+    for row, label in zip(rows, _labels(rows), strict=True):
+        row["label"] = label
+    rows.sort(key=_rank)
+    frame = pd.DataFrame(rows)
+    frame["label"] = pd.Categorical(frame["label"], list(dict.fromkeys(frame["label"])), ordered=True)
+    return frame.sort_values(["label", "seed", "run"], ignore_index=True)
+
+
+def require_comparable(runs: pd.DataFrame) -> None:
+    """Raise BadInput, naming what differs, unless all runs saw as many tokens of one corpus in as many steps."""
+    same = {
+        "corpus": runs["corpus"].str[:8],
+        "sequence length": runs["data.sequence_length"],
+        "tokens": runs["training.steps"] * runs["data.batch_size"] * runs["data.sequence_length"],
+        "steps": runs["training.steps"],
+        "evaluation tokens": runs["training.eval_tokens"],
+    }
+    for what, values in same.items():
+        known = values[values.notna()]
+        if known.nunique() > 1:
+            first = known.iloc[0]
+            other = known[known != first].index[0]
+            raise BadInput(
+                f"rows are not comparable: {what} {first} ({runs['run'].iloc[0]}) vs {known[other]} "
+                f"({runs['run'][other]}); name the runs to compare one by one"
+            )
+
+
+def _run_folders(path: Path) -> list[RunFolder]:
+    require(path.is_dir(), f"{path}: no such folder")
+    if RunFolder(path).started:
+        return [RunFolder(path)]
+    inside = [RunFolder(sub) for sub in sorted(path.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
+    found = [folder for folder in inside if folder.started]
+    require(bool(found), f"{path}: holds no run folder (a run folder has a config.toml)")
+    return found
+
+
+def _row(folder: RunFolder) -> dict[str, Any]:
+    settings, status, environment = folder.config, folder.status, folder.environment
+    final, parameters = folder.final_evaluation or {}, environment.get("parameters", {})
+    method = settings.low_rank
+    every = method.restart_every if method else None
+    acts = bool(every and every < settings.low_rank_steps)
+    return {
+        "run": folder.path.name,
+        "label": "",
+        "seed": settings.training.seed,
+        "method": settings.method_name,
+        "size": settings.model.size,
+        "control": settings.model.size.startswith("control:") or settings.model.size.endswith("-control"),
+        "restarts": bool(method and method.merges and acts),
+        "reset": bool(method and method.optimizer_reset != "none" and acts),
+        "jagged": bool(method and method.jagged and acts),
+        "warm_start": bool(method and settings.training.warm_start > 0),
+        "state": folder.state,
+        "reason": status.get("reason"),
+        "step": status.get("step", 0),
+        "steps": settings.training.steps,
+        "loss": final.get("loss"),
+        "perplexity": final.get("perplexity"),
+        "trained": parameters.get("trained"),
+        "parameters": parameters.get("total"),
+        "corpus": environment.get("corpus", {}).get("text_sha256"),
+        "path": str(folder.path),
+        "cell": config.digest(_without_seed(settings)),
+        **_flat(settings),
+    }
+
+
+def _without_seed(settings: RunConfig) -> RunConfig:
+    return replace(settings, name=None, training=replace(settings.training, seed=0))
+
+
+def _flat(settings: RunConfig) -> dict[str, Any]:
+    tables = {name: part for name, part in config.as_table(settings).items() if isinstance(part, dict)}
+    flat = {f"{table}.{name}": value for table, part in tables.items() for name, value in part.items()}
+    return {name: str(value) if isinstance(value, list) else value for name, value in flat.items()}
+
+
+def _labels(rows: list[dict[str, Any]]) -> list[str]:
+    """Names without their seed; where that does not tell two kinds of run apart, with a digest of the settings."""
+    named = [row["run"].removesuffix(f"-seed{row['seed']}") for row in rows]
+    generated = [f"{row['method']}-{row['size'].replace(':', '-')}-{row['seed']}-" for row in rows]
+    plain = [
+        row["method"] + ("-warm" if row["warm_start"] and row["method"] == "lora" else "")
+        if name.startswith(prefix)
+        else name
+        for row, name, prefix in zip(rows, named, generated, strict=True)
+    ]
+    cells: dict[str, set[str]] = {}
+    for name, row in zip(plain, rows, strict=True):
+        cells.setdefault(name, set()).add(row["cell"])
+    return [f"{n}-{row['cell']}" if len(cells[n]) > 1 else n for n, row in zip(plain, rows, strict=True)]
+
+
+def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
+    full = row["method"] == "full"
+    return (not full, row["control"], not row["restarts"], not row["warm_start"], row["label"])

@@ -1,0 +1,76 @@
+"""One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it.
+
+Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
+`shown`. A table that has nothing to say of these runs is empty.
+"""
+
+import importlib
+import math
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+DIGITS = {"loss": 4, "difference": 4, "interval": 4, "below_percent": 1, "P1_below_percent": 1}
+COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
+
+
+def available() -> list[ModuleType]:
+    """The modules of this folder, in the order in which a report has them."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    return sorted(modules, key=lambda module: module.ORDER)
+
+
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table as text: "1.234 ± 0.005", "4 … 8" for a range, "✓" for true, "–" for what is missing.
+
+    Columns that say nothing are left out.
+    """
+    text: dict[str, pd.Series] = {}
+    for name in frame.columns:
+        stem, kind = _kind(name, frame)
+        if kind in ("error", "high"):
+            continue
+        values = _texts(frame[name], stem)
+        if f"{stem}_error" in frame:
+            errors = _texts(frame[f"{stem}_error"], stem)
+            values = values.where(errors == "–", values + " ± " + errors)
+        if kind == "low":
+            highs = _texts(frame[f"{stem}_high"], stem)
+            values = values.where(values == highs, values + " … " + highs)
+        if not set(values) <= {"", "–"}:
+            text[stem.replace("_", " ")] = values
+    return pd.DataFrame(text, index=frame.index, dtype=object)
+
+
+def _kind(name: str, frame: pd.DataFrame) -> tuple[str, str]:
+    """("loss", "error") for loss_error beside loss, ("rank", "low") for rank_low beside rank_high."""
+    stem, _, end = name.rpartition("_")
+    if end == "error" and stem in frame:
+        return stem, end
+    if end in ("low", "high") and {f"{stem}_low", f"{stem}_high"} <= set(frame.columns):
+        return stem, end
+    return name, "value"
+
+
+def _texts(values: pd.Series, stem: str) -> pd.Series:
+    digits = DIGITS.get(stem, 3)
+    if stem in COUNTS:
+        digits = 1 if (values.dropna() % 1).any() else 0
+    return values.map(lambda value: show(value, digits)).astype(object)
+
+
+def show(value: Any, digits: int = 3) -> str:
+    """One number as people write it: thousands apart, a true minus."""
+    if isinstance(value, bool | np.bool_):
+        return "✓" if value else ""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}".replace("-", "−")
+    if isinstance(value, float | np.floating):
+        return f"{value:,.{digits}f}".replace("-", "−")
+    return str(value)

@@ -1,0 +1,50 @@
+"""What rank the updates really had: numerical rank of ΔW, and the most it could be."""
+
+import pandas as pd
+
+from analysis.counts import count_singular_values, merges_since_reference, numerical_ranks, rank_ceilings
+from analysis.spectra import of_run, with_weights
+
+ORDER = 3
+NOTE = (
+    "ΔW = W at the end − W at the reference step, of merged weights; ranges run over the matrices and seeds. "
+    "ceiling: the sum of the ranks of the factor pairs that made ΔW (for full-rank methods the smaller side). "
+    "rank: singular values above what float32 rounding explains. below, above: of all singular values of a run, "
+    "σ < 0.1 and σ ≥ 0.1, mean over seeds. nonfinite: matrices with NaN or Inf, which are left out."
+)
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a label: n runs, reference step, matrices, rank and ceiling (ranges), counts below and above 0.1."""
+    rows = []
+    for label, group in with_weights(runs).groupby("label", observed=True):
+        matrices = pd.concat([_of_run(run) for _, run in group.iterrows()])
+        smaller, by_run = matrices[["rows", "cols"]].min(axis=1), matrices.groupby("run")
+        rows.append(
+            {
+                "label": label,
+                "n": by_run.ngroups,
+                "reference_step": group["training.reference_step"].iloc[0],
+                "matrices": matrices["matrix"].nunique(),
+                "smaller_side_low": smaller.min(),
+                "smaller_side_high": smaller.max(),
+                "ceiling_low": matrices["ceiling"].min(),
+                "ceiling_high": matrices["ceiling"].max(),
+                "rank_low": matrices["rank"].min(),
+                "rank_high": matrices["rank"].max(),
+                "below_0.1": float(by_run["below"].sum().mean()),
+                "above_0.1": float(by_run["above"].sum().mean()),
+                "nonfinite": int(matrices["rank"].isna().sum()) or None,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _of_run(run: pd.Series) -> pd.DataFrame:
+    """A row a matrix of a run: rank, ceiling, counts."""
+    comparison = of_run(run["path"])
+    ranks = numerical_ranks(comparison, merges=merges_since_reference(run["path"]))
+    ceilings = rank_ceilings(run["path"], comparison.matrices)
+    counts = count_singular_values(comparison.spectra)
+    frame = ranks.merge(ceilings[["matrix", "ceiling"]]).merge(counts[["matrix", "below", "above"]])
+    return frame.assign(run=run["run"])

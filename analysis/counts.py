@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.checkpoints import role_key
 from analysis.spectra import Comparison
 from relora_lab.runs import RunFolder
 
@@ -88,3 +89,20 @@ def relative_threshold(spectra: pd.DataFrame, runs: pd.DataFrame, factor: float 
     full = set(runs.loc[(runs["method"] == "full") & ~runs["control"], "run"])
     sigma = spectra.loc[spectra["run"].isin(full), "sigma"].dropna()
     return [factor * float(sigma.median())] if len(sigma) else []
+
+
+def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, merges: int = 1) -> pd.DataFrame:
+    """A row a role, and one for all: matrices, largest sigma, rank (its range over matrices), counts at each τ."""
+    counts = count_singular_values(comparison.spectra, thresholds)
+    ranks = numerical_ranks(comparison, merges=merges)
+    rows = []
+    for role in [*sorted(set(ranks["role"]), key=role_key), "all"]:
+        chosen = ranks["role"] == role if role != "all" else ranks["role"].notna()
+        mine = counts[counts["matrix"].isin(ranks.loc[chosen, "matrix"])]
+        sigma = comparison.spectra.loc[comparison.spectra["matrix"].isin(mine["matrix"]), "sigma"]
+        row = {"role": role, "matrices": int(chosen.sum()), "largest σ": sigma.max()}
+        row |= {"rank_low": ranks.loc[chosen, "rank"].min(), "rank_high": ranks.loc[chosen, "rank"].max()}
+        for tau, group in mine.groupby("threshold"):
+            row |= {f"< {tau:g}": group["below"].sum(), f"≥ {tau:g}": group["above"].sum()}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from relora_lab import config
-from relora_lab.errors import BadInput, require
+from relora_lab.errors import BadInput
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
+from relora_lab.workspace import run_folders
 
 TOGGLES = {"restarts": "restarts", "reset": "reset", "jagged": "jagged", "warm_start": "warm"}  # column: in words
 
@@ -26,7 +27,7 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Raises BadInput, naming the folder, where there is no run or one was written by a newer version.
     """
     given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
-    folders = {folder.path.resolve(): folder for one in given for folder in _run_folders(one)}  # each once
+    folders = {folder.path.resolve(): folder for one in given for folder in _folders(one)}  # each once
     rows = [_row(folder) for folder in folders.values()]
     for row, label in zip(rows, _labels(rows), strict=True):
         row["label"] = label
@@ -56,14 +57,8 @@ def require_comparable(runs: pd.DataFrame) -> None:
             )
 
 
-def _run_folders(path: Path) -> list[RunFolder]:
-    require(path.is_dir(), f"{path}: no such folder")
-    if RunFolder(path).started:
-        return [RunFolder(path)]
-    inside = [RunFolder(sub) for sub in sorted(path.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
-    found = [folder for folder in inside if folder.started]
-    require(bool(found), f"{path}: holds no run folder (a run folder has a config.toml)")
-    return found
+def _folders(path: Path) -> list[RunFolder]:
+    return [RunFolder(path)] if RunFolder(path).started else run_folders(path)
 
 
 def _row(folder: RunFolder) -> dict[str, Any]:

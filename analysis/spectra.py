@@ -17,9 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.checkpoints import Matrix, open_checkpoint, shared_matrices
-from relora_lab.errors import BadInput, require
+from relora_lab.errors import require
 from relora_lab.runs import RunFolder
 
+FIRST = ["label", "seed", "run"]
+COLUMNS = ["matrix", "layer", "role", "rows", "cols", "index", "sigma"]
 CHUNK = 1024  # columns of a matrix that are widened to float64 at a time
 
 
@@ -79,9 +81,17 @@ def delta_spectra(
 ) -> pd.DataFrame:
     """Singular values of ΔW of every shared matrix: matrix, layer, role, rows, cols, index, sigma (descending).
 
-    See `compare` for the arguments; this is its `spectra`.
+    See `compare` for the arguments; this is its `spectra`. Raises BadInput where every ΔW is exactly zero.
     """
-    return compare(start, final, match=match, workers=workers).spectra
+    comparison = compare(start, final, match=match, workers=workers)
+    require_change(comparison, final)
+    return comparison.spectra
+
+
+def require_change(comparison: Comparison, final: str | Path) -> None:
+    """Raise BadInput if every ΔW is exactly zero."""
+    changed = bool((comparison.matrices["frobenius"] != 0).any())  # NaN is not 0
+    require(changed, f"{final}: ΔW is exactly zero for all {len(comparison.matrices)} matrices: same files?")
 
 
 def compare(
@@ -96,7 +106,7 @@ def compare(
 
     `match`: globs of matrix names (default: every linear map of the blocks). `workers` matrices are worked on at
     a time (default: as many as there are cores), each by one thread, and so many are in memory. A matrix with
-    non-finite entries is marked and left out. Raises BadInput where the two do not fit, and where ΔW is zero.
+    non-finite entries is marked and left out. Raises BadInput where the two do not fit.
     """
     sides = open_checkpoint(start, "warm_start"), open_checkpoint(final, "final")
     matrices = shared_matrices(*sides, match)
@@ -114,10 +124,6 @@ def compare(
     finally:
         torch.set_num_threads(threads)
     table = pd.DataFrame([facts for facts, _ in measured])
-    require(
-        bool((table.frobenius != 0).any()),  # NaN is not 0
-        f"{sides[1].path}: ΔW is exactly zero for all {len(table)} matrices: same files?",
-    )
     spectra = pd.concat(
         [_rows(m, sigma) for m, (_, sigma) in zip(matrices, measured, strict=True)], ignore_index=True
     )
@@ -138,11 +144,10 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
         for run in with_weights(runs).itertuples()
     ]
     if not frames:
-        raise BadInput("no run has ended yet: there is no ΔW to look at")
+        return pd.DataFrame(columns=[*FIRST, *COLUMNS])
     spectra = pd.concat(frames, ignore_index=True)
     spectra["label"] = spectra["label"].astype(runs["label"].dtype)
-    first = ["label", "seed", "run"]
-    return spectra[first + [name for name in spectra if name not in first]]
+    return spectra[[*FIRST, *COLUMNS]]
 
 
 def with_weights(runs: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import tyro
 
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
 
-DONE, FAILED, BAD_INPUT, HELD, DIVERGED = 0, 1, 2, 4, 5
+DONE, FAILED, BAD_INPUT, PARTIAL, HELD, DIVERGED = 0, 1, 2, 3, 4, 5
 
 
 def train(
@@ -46,7 +46,9 @@ def train(
 
 
 def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = (0,)) -> int:
-    """Train full, LoRA, LoRA + warm start and ReLoRA on real text, in about 2½ minutes on two cores.
+    """Train full, LoRA, LoRA + warm start and ReLoRA on real text, and report what rank their updates had.
+
+    Takes about 3 minutes on two cores. Ends with a table and the path of a report that a browser opens.
 
     Args:
         out: Folder of the four runs. Done again, the command goes on where it was stopped.
@@ -58,18 +60,140 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
     from relora_lab import grid
     from relora_lab.errors import require
     from relora_lab.launch import local
+    from relora_lab.runs import RunFolder
 
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"), seeds)
     failures = local.launch(cells, out, workers=workers)
     for name, reason in failures.items():
         _say(f"{name}: {reason}")
-    print(grid.summary(cells, out))
+    runs = [RunFolder(out / name) for name in cells]
+    print(grid.summary(runs))
     print(f"\nThe runs are in {out}.")
-    return FAILED if failures else DONE
+    ended = tuple(run.path for run in runs if run.ended)
+    return FAILED if failures else report(ended, out / "report")
 
 
-COMMANDS: dict[str, Callable[..., int]] = {"train": train, "demo": demo}
+def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("report")) -> int:
+    """Write tables and figures of runs: one page for the browser, Markdown, CSV, LaTeX, PNG and PDF.
+
+    Args:
+        runs: Run folders, or folders of them. All must have seen as many tokens of the same text.
+        out: The report's folder.
+    """
+    from analysis import load_runs, spectra
+    from analysis.report import build
+
+    frame = load_runs(runs)
+    page = build(frame, out, progress=sys.stderr.isatty())
+    print(f"The report is {page}.")
+    broken = [
+        path for path in spectra.with_weights(frame)["path"] if spectra.of_run(path).matrices["nonfinite"].any()
+    ]
+    for path in broken:
+        _say(f"{path}: has non-finite weights; those matrices are marked and left out")
+    return PARTIAL if broken else DONE
+
+
+def spectrum(
+    start: Annotated[Path, tyro.conf.Positional],
+    final: Annotated[Path | None, tyro.conf.Positional] = None,
+    threshold: tyro.conf.UseAppendAction[tuple[float, ...]] = (),
+    match: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    json: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+) -> int:
+    """Singular values of what two checkpoints differ by: counts, rank, figure. No training stack is loaded.
+
+    Args:
+        start: A run folder (its warm_start/), a Hugging Face folder, or a safetensors file.
+        final: The same (of a run folder final/). Default: the run folder START is meant twice.
+        threshold: Count singular values below and above this. Can be given more than once. Default: 0.1.
+        match: Only matrices whose name fits, like '*.q_proj'. Can be given more than once.
+        json: Print everything, every singular value too, as JSON.
+        out: Write spectra, counts and matrices as CSV, and a figure, into this folder.
+        workers: Matrices worked on at a time, one thread each. Default: as many as there are cores.
+    """
+    from analysis import look
+
+    found = look.at(start, final, threshold or (0.1,), match or None, workers=workers)
+    print(found.as_json() if json else found.as_text())
+    if out is not None:
+        found.write(out)
+        _say(f"written to {out}")
+    for name, count in found.nonfinite.items():
+        _say(f"{name}: {count} non-finite values; marked and left out")
+    return PARTIAL if found.nonfinite else DONE
+
+
+def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
+    """List the runs in a folder. Also: `runs diff A B`, `runs clean FOLDER`.
+
+    Args:
+        folder: A folder of run folders.
+    """
+    from relora_lab.grid import summary
+    from relora_lab.workspace import run_folders
+
+    print(summary(run_folders(folder)))
+    return DONE
+
+
+def runs_diff(a: Annotated[Path, tyro.conf.Positional], b: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Show the settings in which two runs differ, and what each reached.
+
+    Args:
+        a: A run folder.
+        b: Another one.
+    """
+    from relora_lab.config import differences
+    from relora_lab.errors import require
+    from relora_lab.grid import summary
+    from relora_lab.runs import RunFolder
+
+    folders = [RunFolder(a), RunFolder(b)]
+    for folder in folders:
+        require(folder.started, f"{folder.path}: is no run folder")
+    differing = differences(*(folder.config for folder in folders))
+    for field, (old, new) in differing.items():
+        print(f"{field:<28} {'–' if old is None else old} → {'–' if new is None else new}")
+    print(("" if differing else "the same settings\n") + "\n" + summary(folders))
+    return DONE
+
+
+def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes: bool = False) -> int:
+    """Remove what nothing needs any more: states of ended runs, shared beginnings, token files, leftovers.
+
+    Settings, logs, cycles and weights stay. Asks first.
+
+    Args:
+        folder: A folder of run folders.
+        yes: Do not ask.
+    """
+    from relora_lab import clean
+
+    found = clean.removable(folder)
+    for item in found:
+        print(f"{item.size / 2**20:9.1f} MiB  {item.path}: {item.why}")
+    if not found:
+        print(f"{folder}: there is nothing to remove")
+    elif yes or _confirmed(f"Remove these ({sum(item.size for item in found) / 2**20:.1f} MiB)? [y/N] "):
+        clean.remove(found)
+        print("removed")
+    return DONE
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+Commands = dict[str, Callable[..., int]]
+COMMANDS: Commands = {"train": train, "demo": demo, "report": report, "spectrum": spectrum, "runs": runs}
+RUNS_COMMANDS: Commands = {"diff": runs_diff, "clean": runs_clean}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -81,8 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     about = "Train by low-rank updates, then look at the rank of what was learned."
+    commands, program = COMMANDS, "relora-lab"
+    if arguments[:1] == ["runs"] and arguments[1:2] and arguments[1] in RUNS_COMMANDS:
+        commands, program, arguments = RUNS_COMMANDS, "relora-lab runs", arguments[1:]
     try:
-        return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="relora-lab", description=about)
+        return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog=program, description=about)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()

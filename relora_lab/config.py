@@ -80,10 +80,12 @@ def as_table(config: RunConfig) -> dict[str, Any]:
     if config.low_rank and config.low_rank.alpha is None:
         method = replace(config.low_rank, alpha=float(config.low_rank.rank))
     training = replace(config.training, reference_step=config.training.reference)
+    size = None if config.data.tokenizer == "bytes" else config.data.vocabulary
+    data = replace(config.data, vocab_size=size)
     optimizer = config.optimizer
     if config.low_rank:
         optimizer = replace(optimizer, low_rank_lr=config.low_rank_lr)
-    table = asdict(replace(config, method=method, training=training, optimizer=optimizer))
+    table = asdict(replace(config, data=data, method=method, training=training, optimizer=optimizer))
     table["method"] = {"name": config.method_name} | table["method"]
     return {name: _without_none(part) for name, part in table.items() if part is not None}
 

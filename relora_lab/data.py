@@ -1,49 +1,59 @@
-"""Corpus -> token file -> batches. A batch is a function of (seed, step): there is no stream state to lose.
-
-A corpus is `stdlib` (the running Python's own standard library as text), a text file, a folder of text files or
-a list of files. Its bytes are its tokens. 5 % of the files, chosen by a hash of their relative path, are held
-out; where that leaves either part empty (one file, say) the last 5 % of the text are.
-"""
+"""Documents -> token file -> batches. A batch is a function of (seed, step): there is no stream state to lose."""
 
 import hashlib
 import json
-import os
-import stat
-import sysconfig
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from relora_lab import files, seeds
-from relora_lab.errors import BadInput, require
+from relora_lab import documents, files, seeds, tokenizer
+from relora_lab.documents import Documents
+from relora_lab.errors import require
+from relora_lab.settings import Data
 
-HELD_OUT = 0.05
-STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
-STDLIB_LARGEST = 300_000
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 2  # of the token folder; part of its name
+BATCH_BYTES = 2**20  # of text that is tokenised at once
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Memory-mapped tokens of a text, training and held-out part, and what they were made from."""
+    """Memory-mapped tokens of a text, training and held-out part, and what they were made from.
+
+    `text_sha256` names the tokens: for bytes it is the hash of both parts of the text.
+    """
 
     folder: Path
     vocab_size: int
     text_sha256: str
+    eos_token_id: int | None = None
 
     @cached_property
     def train(self) -> np.ndarray:
         """Training tokens, 1-D."""
-        return np.load(self.folder / "train.npy", mmap_mode="r")
+        return self._tokens("train")
 
     @cached_property
     def held_out(self) -> np.ndarray:
         """Held-out tokens, 1-D."""
-        return np.load(self.folder / "held_out.npy", mmap_mode="r")
+        return self._tokens("held_out")
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder with the saved tokenizer."""
+        return self.folder / "tokenizer"
+
+    def _tokens(self, part: str) -> np.ndarray:
+        return np.memmap(self.folder / f"{part}.bin", tokenizer.token_type(self.vocab_size), mode="r")
 
 
 class Batches:
@@ -83,109 +93,134 @@ def held_out_batches(corpus: Corpus, *, tokens: int, batch_size: int, sequence_l
         yield torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
-def open_corpus(spec: str | list[str], cache: Path, *, sequence_length: int) -> Corpus:
-    """The corpus as a token file below `cache`, made on first use.
+def open_corpus(spec: str | list[str] | Data, cache: Path, *, sequence_length: int) -> Corpus:
+    """The corpus (`spec` alone is data.corpus) or dataset as a token file below `cache`, made on first use.
 
-    Raises BadInput, naming the file, for a corpus that is missing, unreadable, not text or too short.
+    Raises BadInput, naming the field, for one that is missing, unreadable, not text or too short.
     """
-    sources = list(_sources(spec))
-    facts = [(name, os.path.realpath(path), *_size_and_time(path)) for name, path in sources]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    folder = cache / key
+    data = spec if isinstance(spec, Data) else Data(corpus=spec)
+    found = documents.of(data)
+    limits: dict[str, int | None] = {"train": data.max_tokens, "held_out": None}
+    if data.max_tokens is not None:
+        limits["held_out"] = max(data.max_tokens // 20, 16 * sequence_length)
+    folder = cache / _key(data, found, limits)
     if not folder.exists():
-        train, held_out = _split([(name, _read(path)) for name, path in sources])
-        _check_length(train, held_out, sequence_length)
-        cache.mkdir(parents=True, exist_ok=True)
-        with files.new_folder(folder) as making:
-            for name, text in {"train": train, "held_out": held_out}.items():
-                np.save(making / f"{name}.npy", np.frombuffer(text, np.uint8))
-            text_sha256 = hashlib.sha256(train + b"\0" + held_out).hexdigest()
-            made = {"text_sha256": text_sha256, "vocab_size": 256}
-            (making / "corpus.json").write_text(json.dumps(made))
-    made = json.loads((folder / "corpus.json").read_text())
-    corpus = Corpus(folder, made["vocab_size"], made["text_sha256"])
-    _check_length(corpus.train, corpus.held_out, sequence_length)
+        with _parents_of(folder), files.new_folder(folder) as making:
+            _make(data, found, limits, making, sequence_length)
+    corpus = Corpus(folder, **json.loads((folder / "corpus.json").read_text()))
+    _check_length(found.kind, len(corpus.train), len(corpus.held_out), sequence_length)
     return corpus
 
 
-def _check_length(train: Sized, held_out: Sized, sequence_length: int) -> None:
-    counts = {
-        "corpus": len(train) + len(held_out),
-        "training part of the corpus": len(train),
-        "held-out part of the corpus": len(held_out),
-    }
+def _key(data: Data, found: Documents, limits: dict[str, int | None]) -> str:
+    """16 hex digits of all that determines a token folder."""
+    local = Path(data.tokenizer).expanduser()
+    own = data.tokenizer in ("bytes", "bpe")
+    used = data.tokenizer if own or not local.is_dir() else documents.file_facts("data.tokenizer", local)
+    facts = [FORMAT, found.kind, found.identity, used, data.vocabulary, limits]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _parents_of(folder: Path) -> Iterator[None]:
+    """Make the folders above `folder`; those made here and left empty by an error are removed again."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+
+
+def _make(data: Data, found: Documents, limits: dict[str, int | None], making: Path, sequence_length: int) -> None:
+    """Fill a token folder: both parts' tokens, the tokenizer, and what `Corpus` says of them."""
+    used = _tokenizer(data, found)
+    vocab_size = data.vocabulary or len(used)
+    sha256, counts = hashlib.sha256(), {}
+    if data.tokenizer != "bytes":  # their hash is that of the text alone
+        sha256.update(f"{tokenizer.token_type(vocab_size).str} {vocab_size}".encode())
+    for part, texts in (("train", found.train()), ("held_out", found.held_out())):
+        with (making / f"{part}.bin").open("wb") as file, _bar(part, limits[part]) as bar:
+            counts[part] = 0
+            for tokens in _encoded(data, used, vocab_size, found.separator, texts, limits[part]):
+                file.write(tokens.data)
+                sha256.update(tokens.data)
+                bar.update(len(tokens))
+                counts[part] += len(tokens)
+        if part == "train":
+            sha256.update(b"\0")
+    _check_length(found.kind, counts["train"], counts["held_out"], sequence_length)
+    used.save_pretrained(making / "tokenizer")
+    facts = {"text_sha256": sha256.hexdigest(), "vocab_size": vocab_size, "eos_token_id": used.eos_token_id}
+    (making / "corpus.json").write_text(json.dumps(facts))
+
+
+def _tokenizer(data: Data, found: Documents) -> "PreTrainedTokenizerBase":
+    if data.tokenizer == "bytes":
+        return tokenizer.byte_tokenizer()
+    if data.tokenizer != "bpe":
+        return tokenizer.load(data.tokenizer)
+    assert data.vocabulary is not None
+    # A token has about four bytes, so this is about the text that is trained on; a stream is read no further.
+    most = tokenizer.MOST_BPE_BYTES if data.max_tokens is None else 4 * data.max_tokens
+    return tokenizer.train_bpe(found.train(), data.vocabulary, most_bytes=min(most, tokenizer.MOST_BPE_BYTES))
+
+
+def _encoded(
+    data: Data,
+    used: "PreTrainedTokenizerBase",
+    vocab_size: int,
+    separator: str,
+    texts: Iterator[str],
+    limit: int | None,
+) -> Iterator[np.ndarray]:
+    """Tokens of the texts, batch by batch and in the type of the token file, up to `limit` of them.
+
+    No text is taken after the limit is reached: without its last text, a batch has fewer bytes than tokens are to
+    come, and a token has at least a byte.
+    """
+    kind, count = tokenizer.token_type(vocab_size), 0
+    while limit is None or count < limit:
+        left = BATCH_BYTES if limit is None else limit - count
+        batch = _take(texts, min(left, BATCH_BYTES))
+        if not batch:
+            return
+        if data.tokenizer == "bytes":
+            tokens = np.frombuffer("".join(text + separator for text in batch).encode(), np.uint8)
+        else:
+            ids = tokenizer.encode(used, batch, separator)
+            most = int(ids.max(initial=0))
+            require(
+                most < vocab_size,
+                f"data.vocab_size: the text has token {most} ({used.convert_ids_to_tokens(most)!r}), beyond a "
+                f"vocabulary of {vocab_size}; the tokenizer has {len(used)}",
+            )
+            tokens = ids.astype(kind)
+        yield tokens if limit is None else tokens[: limit - count]
+        count += len(tokens)
+
+
+def _take(texts: Iterator[str], size: int) -> list[str]:
+    """The next texts, until they have so many bytes; at least one if there is one."""
+    taken: list[str] = []
+    while size > 0 and (text := next(texts, None)) is not None:
+        taken.append(text)
+        size -= len(text.encode()) + 1  # what follows the text is a token too
+    return taken
+
+
+def _bar(part: str, total: int | None) -> tqdm:
+    """Progress on stderr if that is a terminal and it takes long."""
+    return tqdm(desc=f"tokens ({part})", total=total, unit="token", unit_scale=True, disable=None, delay=1)
+
+
+def _check_length(kind: str, train: int, held_out: int, sequence_length: int) -> None:
+    counts = {kind: train + held_out, f"training part of the {kind}": train, f"held-out part of the {kind}": held_out}
     for part, tokens in counts.items():
         require(
             tokens > sequence_length,
-            f"data.corpus: the {part} has {tokens} tokens, needs > sequence length {sequence_length}",
+            f"data.{kind}: the {part} has {tokens} tokens, needs > sequence length {sequence_length}",
         )
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    try:
-        facts = path.stat()
-    except OSError as error:
-        _refuse(error)
-    except ValueError as error:  # a NUL in the name
-        raise BadInput(f"data.corpus: {str(path)!r}: cannot be read ({error})") from None
-    regular = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
-    require(regular, f"data.corpus: {path}: is neither a file nor a folder")
-    return facts.st_size, facts.st_mtime_ns
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise BadInput(f"data.corpus: {str(error.filename)[-200:]}: cannot be read ({error.strerror})") from None
-
-
-def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:
-    """(relative path, path) of the corpus's files, in a fixed order."""
-    if spec == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        for name, path in _walk(root, STDLIB_LEFT_OUT):
-            if path.suffix == ".py" and path.stat().st_size <= STDLIB_LARGEST:
-                yield name, path
-        return
-    for given in [spec] if isinstance(spec, str) else spec:
-        path = Path(given).expanduser()
-        _size_and_time(path)
-        if path.is_dir():
-            found = list(_walk(path, set()))
-            require(bool(found), f"data.corpus: {given}: holds no files")
-            yield from found
-        else:
-            yield path.name, path
-
-
-def _walk(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
-    """Files below `root`, hidden ones and links to folders left out, sorted by relative path."""
-    found = []
-    for folder, subfolders, names in os.walk(root, onerror=_refuse):
-        subfolders[:] = [name for name in subfolders if name not in left_out and not name.startswith(".")]
-        found += [Path(folder) / name for name in names if not name.startswith(".")]
-    return iter(sorted((path.relative_to(root).as_posix(), path) for path in found))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        content.decode()
-    except OSError as error:
-        _refuse(error)
-    except UnicodeDecodeError as error:
-        raise BadInput(f"data.corpus: {path}: is not UTF-8 text (byte {error.start})") from None
-    require(b"\0" not in content, f"data.corpus: {path}: is binary (byte {content.find(0)} is 0)")
-    return content
-
-
-def _split(texts: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
-    """Training and held-out text."""
-    parts: tuple[list[bytes], list[bytes]] = ([], [])
-    for name, text in texts:
-        draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-        parts[draw < HELD_OUT].append(text)
-    train, held_out = (b"".join(part) for part in parts)
-    if train and held_out:
-        return train, held_out
-    text = train + held_out
-    cut = len(text) - round(len(text) * HELD_OUT)
-    return text[:cut], text[cut:]

@@ -45,6 +45,8 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
         "bit_identical": before.get("bit_identical", True) and same,
         "corpus": {
             "text_sha256": corpus.text_sha256,
+            "tokenizer": config.data.tokenizer,
+            "vocab_size": corpus.vocab_size,
             "training_tokens": len(corpus.train),
             "held_out_tokens": len(corpus.held_out),
         },

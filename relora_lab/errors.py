@@ -24,6 +24,12 @@ class Interrupted(Exception):
         return f"stopped by signal {self.signum} {self.message}"
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says, in a line that is not too long to be quoted."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
 def require(condition: bool, message: str) -> None:
     """Raise BadInput(message) unless the condition holds."""
     if not condition:

@@ -118,7 +118,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _content(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def _umask() -> int:

@@ -9,7 +9,6 @@ method.name = "full"
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from relora_lab import config
@@ -40,15 +39,17 @@ def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
     return found
 
 
-def summary(cells: Iterable[str], out: Path) -> str:
-    """A table of the final numbers of the runs of these names below `out`, as text."""
-    lines = [f"{'run':<20} {'trained':>9} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
-    for name in cells:
-        run = RunFolder(out / name)
-        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation
-        numbers = {"perplexity": ".3f", "loss": ".4f", "step": "d"}
-        told = [_number(final[key] if final else None, form) for key, form in numbers.items()]
-        lines.append(f"{name:<20} {_number(trained, ','):>9} {told[0]:>11} {told[1]:>8} {told[2]:>7}  {run.state}")
+def summary(runs: Iterable[RunFolder]) -> str:
+    """A table of what runs have reached, as text."""
+    runs = list(runs)
+    width = max(20, *(len(run.path.name) for run in runs))
+    lines = [f"{'run':<{width}} {'trained':>11} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
+    for run in runs:
+        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation or {}
+        perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
+        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(run.status.get('step'), 'd'):>7}"
+        reason = f": {run.status['reason']}" if run.status.get("reason") else ""
+        lines.append(f"{run.path.name:<{width}} {reached}  {run.state}{reason}")
     return "\n".join(lines)
 
 

@@ -60,11 +60,15 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what a killed process left half written; the folder must be held."""
-        for path in list(self.path.rglob(".*-*")):
+        for path in self.leftovers():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """What a killed process left half written."""
+        return list(self.path.rglob(".*-*"))
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder. Raises FolderHeld if another process does."""
@@ -147,11 +151,16 @@ class RunFolder:
 
     # ---- checkpoints
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the newest complete state."""
+        return self.path / "checkpoints"
+
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> None:
         """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
         logs = self.logs.sync()
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        folder, again = self.path / "checkpoints" / f"{step:09d}", 0
+        self.checkpoints.mkdir(exist_ok=True)
+        folder, again = self.checkpoints / f"{step:09d}", 0
         while folder.exists():  # another state of this step (diverged, say) does not take the first one's place
             again += 1
             folder = folder.with_name(f"{step:09d}-{again}")
@@ -183,7 +192,7 @@ class RunFolder:
         return bool(self._checkpoints())
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.path.glob("checkpoints/*") if path.name[0].isdigit())
+        return sorted(path for path in self.checkpoints.glob("*") if path.name[0].isdigit())
 
     def adopt(self, stage: "RunFolder") -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
@@ -196,8 +205,8 @@ class RunFolder:
             self._link_folder(stage.path / "warm_start", self.path / "warm_start")
             self.record("warm_start")
         newest = stage._checkpoints()[-1]
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        self._link_folder(newest, self.path / "checkpoints" / newest.name)
+        self.checkpoints.mkdir(exist_ok=True)
+        self._link_folder(newest, self.checkpoints / newest.name)
 
     def _link_folder(self, source: Path, target: Path) -> None:
         if not target.exists():
@@ -207,9 +216,11 @@ class RunFolder:
 
     # ---- weights
 
-    def write_weights(self, which: str, model_config: str, tensors: Mapping[str, Tensor]) -> None:
-        """Store merged weights as a Hugging Face checkpoint in warm_start/ or final/."""
+    def write_weights(self, which: str, model_config: str, tensors: Mapping[str, Tensor], tokenizer: Path) -> None:
+        """Store merged weights as a Hugging Face checkpoint in warm_start/ or final/, with the tokenizer's files."""
         with files.new_folder(self.path / which) as making:
+            for path in tokenizer.iterdir():
+                shutil.copyfile(path, making / path.name)  # no link: saving over it would change other runs' too
             files.write_text(making / "config.json", model_config)
             files.write_tensors(making / "model.safetensors", tensors)
         self.record(which)
@@ -289,21 +300,3 @@ class RunFolder:
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else {}
-
-
-def stage_folder(runs: Path, digest: str, cut: int) -> RunFolder:
-    """The folder of the stage of that digest up to step `cut`, which the runs below `runs` share."""
-    return RunFolder(runs / ".stages" / f"{digest}-{cut}")
-
-
-def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
-    """The finished stage of that digest which ends last before step `below`."""
-    cuts = sorted(int(path.name.rpartition("-")[2]) for path in (runs / ".stages").glob(f"{digest}-*"))
-    found = [stage_folder(runs, digest, cut) for cut in cuts if cut < below]
-    finished = [stage for stage in found if stage.state == "finished"]
-    return finished[-1] if finished else None
-
-
-def token_cache(runs: Path) -> Path:
-    """Where the runs below `runs` keep their token files."""
-    return runs / ".tokens"

@@ -58,12 +58,23 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """[data]: `corpus` is "stdlib", a text file, a folder of text files, or a list of files.
+    """[data]: the text, its tokenizer, and the shape of a batch.
 
+    `corpus` is "stdlib", a text file, a folder of text files, or a list of files. In its place, `dataset` is a
+    Hugging Face dataset: a name on the hub ("allenai/c4"), or a folder or file of json (.gz) or parquet shards here.
+    `tokenizer` is "bytes" (the ids), "bpe" (a byte-level BPE trained on the training part), or a Hugging Face
+    tokenizer: a name on the hub ("google-t5/t5-base"), or a folder here.
     An update sees `batch_size` sequences of `sequence_length` tokens.
     """
 
     corpus: str | list[str] = "stdlib"
+    dataset: str | None = None
+    subset: str | None = None  # the dataset's configuration: "en"; of a folder here, a folder in it
+    text_field: str = "text"  # the dataset's column
+    streaming: bool = False  # take rows as they come instead of downloading the whole dataset first
+    max_tokens: int | None = None  # for training, from the dataset's start; None takes all
+    tokenizer: str = "bytes"
+    vocab_size: int | None = None  # of "bpe" (default 4096); the model's, where it should not be len(tokenizer)
     sequence_length: int = 256
     batch_size: int = 32
 
@@ -72,6 +83,41 @@ class Data:
         require(bool(named) and all(named), "data.corpus: is empty; give 'stdlib', a text file or a folder")
         at_least(2, "data", sequence_length=self.sequence_length)
         at_least(1, "data", batch_size=self.batch_size)
+        for name in ("dataset", "subset", "text_field", "tokenizer"):
+            require(getattr(self, name) != "", f"data.{name}: is empty; give a name or leave it out")
+        self._check_dataset()
+        self._check_tokenizer()
+
+    def _check_dataset(self) -> None:
+        if self.dataset is None:
+            unset = {"subset": None, "text_field": "text", "streaming": False, "max_tokens": None}
+            given = [f"data.{name}" for name, value in unset.items() if getattr(self, name) != value]
+            require(not given, f"{', '.join(given)}: only for a data.dataset, and none is given")
+            return
+        require(self.corpus == "stdlib", "data.corpus: a dataset is given too (data.dataset); leave one of them out")
+        if self.max_tokens is not None:
+            at_least(self.sequence_length + 1, "data", max_tokens=self.max_tokens)
+        require(
+            not self.streaming or self.max_tokens is not None,
+            "data.max_tokens: is needed with data.streaming, which reads until there are so many training tokens "
+            "and would not end on a large dataset",
+        )
+
+    def _check_tokenizer(self) -> None:
+        size = self.vocab_size
+        if self.tokenizer == "bytes":
+            require(
+                size in (None, 256), f"data.vocab_size: bytes have a vocabulary of 256 (got {size}); leave it out"
+            )
+        elif size is not None:
+            # The bytes and one special token.
+            at_least(257 if self.tokenizer == "bpe" else 1, "data", vocab_size=size)
+            require(size <= 2**31, f"data.vocab_size: must be ≤ 2**31 (got {size})")
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The vocabulary's size if the settings decide it: a Hugging Face tokenizer has its own."""
+        return self.vocab_size or {"bytes": 256, "bpe": 4096}.get(self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from relora_lab import data, environment, process, stages
 from relora_lab.config import differences
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld
-from relora_lab.runs import RunFolder, longest_stage, stage_folder, token_cache
+from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.trainer import Trainer
+from relora_lab.workspace import longest_stage, stage_folder, token_cache
 
 MAY_CHANGE = ("training.threads", "training.device", "training.checkpoint_every")
 
@@ -40,7 +41,7 @@ def run(
     if folder.started:
         _refuse_changes(folder, config)
     runs, length = folder.path.absolute().parent, config.data.sequence_length
-    corpus = data.open_corpus(config.data.corpus, token_cache(runs), sequence_length=length)
+    corpus = data.open_corpus(config.data, token_cache(runs), sequence_length=length)
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
         if folder.started:

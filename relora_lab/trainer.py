@@ -30,8 +30,11 @@ class Trainer:
         self.config, self.folder, self.until, self.progress = config, folder, until, progress
         self.method = config.low_rank
         self.is_stage = until < config.training.steps
+        self.tokenizer_folder = corpus.tokenizer_folder
         self.objective = LanguageModelling(config, corpus)
         self.state = states.initial(config, self.objective.classes)
+        hf_config: Any = self.state.model.config
+        hf_config.eos_token_id = corpus.eos_token_id  # written beside the weights
         checkpoint = folder.load_checkpoint()
         if checkpoint is not None:
             states.restore(self.state, *checkpoint)
@@ -197,7 +200,8 @@ class Trainer:
 
     def _write_weights(self, which: str) -> None:
         model: Any = self.state.model
-        self.folder.write_weights(which, model.config.to_json_string(), merged_state_dict(model))
+        tensors, text = merged_state_dict(model), model.config.to_json_string()
+        self.folder.write_weights(which, text, tensors, self.tokenizer_folder)
 
     def _write_cycle(self, pairs: records.Pairs, **facts: Any) -> None:
         state = self.state

@@ -51,6 +51,15 @@ BAD = [
     ("training.threads=100000", r"training.threads: must be ≤ 1024"),
     ("schema_version=true", r"newer version \(schema True"),
     ('data.corpus=[""]', "data.corpus: is empty"),
+    ("data.dataset=allenai/c4", r"data.corpus: a dataset is given too \(data.dataset\)"),
+    ("data.subset=en", "data.subset: only for a data.dataset"),
+    ("data.text_field=body", "data.text_field: only for a data.dataset"),
+    ("data.streaming=true", "data.streaming: only for a data.dataset"),
+    ("data.max_tokens=1000", "data.max_tokens: only for a data.dataset"),
+    ('data.tokenizer=""', "data.tokenizer: is empty"),
+    ("data.vocab_size=300", r"data.vocab_size: bytes have a vocabulary of 256 \(got 300\)"),
+    ("data.vocab_size=-1", r"data.vocab_size: bytes have a vocabulary of 256 \(got -1\)"),
+    ("data.streaming=1", "data.streaming: expected true or false"),
     ('method.name="re\\nlora"', r"unknown method 're\\nlora'"),
     (f"method.{'x' * 10_000}=3", "unknown field 'xxx"),
     ("training.steps=" + "[" * 5000, "training.steps: expected a whole number"),
@@ -170,3 +179,32 @@ def test_what_is_seldom_meant_is_warned_of(tiny):
     assert len(late) == 1
     assert "never comes within the 40 low-rank steps" in late[0]
     assert "more parameters than the whole model" in changed(tiny, method={"rank": 16}).warnings()[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"streaming": True}, "data.max_tokens: is needed with data.streaming, which reads until"),
+        ({"max_tokens": 32}, r"data.max_tokens: must be ≥ 33 \(got 32\)"),
+        ({"subset": ""}, "data.subset: is empty"),
+        ({"text_field": ""}, "data.text_field: is empty"),
+        ({"tokenizer": "bpe", "vocab_size": 256}, r"data.vocab_size: must be ≥ 257 \(got 256\)"),
+        ({"tokenizer": "google-t5/t5-base", "vocab_size": 0}, r"data.vocab_size: must be ≥ 1 \(got 0\)"),
+    ],
+)
+def test_settings_of_a_dataset_that_do_not_fit_are_refused(tiny, fields, message):
+    tiny["data"] = {"dataset": "allenai/c4", "sequence_length": 32, "batch_size": 4, **fields}
+    with pytest.raises(BadInput, match=message):
+        config.parse(tiny)
+
+
+def test_settings_of_a_dataset_are_written_as_they_are_meant(tiny):
+    tiny["data"] = {"dataset": "allenai/c4", "subset": "en", "streaming": True, "max_tokens": 10**9, "batch_size": 4}
+    t5 = config.parse({**tiny, "data": {**tiny["data"], "tokenizer": "google-t5/t5-base", "vocab_size": 32000}})
+    bpe = config.parse({**tiny, "data": {**tiny["data"], "tokenizer": "bpe"}})
+    assert bpe.data.vocabulary == 4096
+    assert config.as_table(bpe)["data"]["vocab_size"] == 4096
+    for made in (t5, bpe):
+        read = config.parse(tomllib.loads(config.dumps(made)))
+        assert config.as_table(read) == config.as_table(made)
+        assert config.digest(read) == config.digest(made)

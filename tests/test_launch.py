@@ -14,7 +14,7 @@ def test_cells_are_trained_a_failing_one_is_named_and_done_ones_are_left_alone(t
     assert failures.keys() == {"bad"}
     assert "nowhere.txt: cannot be read" in failures["bad"]
     assert [RunFolder(tmp_path / "runs" / name).state for name in cells] == ["finished"] * 2
-    told = grid.summary([*cells, "bad"], tmp_path / "runs").splitlines()
+    told = grid.summary(RunFolder(tmp_path / "runs" / name) for name in [*cells, "bad"]).splitlines()
     final = RunFolder(tmp_path / "runs" / "ok0").final_evaluation
     _, trained = sizes.count_parameters(cells["ok0"].model.shape, rank=2, vocab_size=256)
     assert told[1].split()[:3] == ["ok0", f"{trained:,}", f"{final['perplexity']:.3f}"]

@@ -106,14 +106,18 @@ def test_cycles_come_back_as_signed_pairs(folder):
 
 
 def test_the_manifest_holds_the_hash_of_every_finished_file(folder):
-    folder.write_weights("final", "{}", {"w": torch.ones(2)})
+    tokenizer = folder.path.parent / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    folder.write_weights("final", "{}", {"w": torch.ones(2)}, tokenizer)
     folder.write_cycle(1, {}, {})
     folder.logs.append("metrics", {"step": 1})
     folder.write_environment({})
     folder.finish()
     manifest = json.loads((folder.path / "manifest.json").read_text())
     expected = {"config.toml", "environment.json", "metrics.jsonl"}
-    expected |= {"final/config.json", "final/model.safetensors", "cycles/0001.json", "cycles/0001.safetensors"}
+    expected |= {f"final/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    expected |= {"cycles/0001.json", "cycles/0001.safetensors"}
     assert manifest.keys() == expected
     assert all(files.sha256(folder.path / name) == value for name, value in manifest.items())
 

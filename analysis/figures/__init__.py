@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import matplotlib.style
 import pandas as pd
@@ -47,12 +47,12 @@ def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
         return figure
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, PDF or SVG, the same bytes each time."""
-    kind = Path(path).suffix[1:]
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
+    """Write a figure as PNG, PDF or SVG (by default as the path's suffix says), the same bytes each time."""
+    kind = kind or Path(str(file)).suffix[1:]
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with lab_style():
-        figure.savefig(path, metadata=undated)
+        figure.savefig(file, format=kind, metadata=undated.get(kind))
 
 
 def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
@@ -63,6 +63,11 @@ def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str,
         if len(rows):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
             yield str(label), rows, look
+
+
+def add_legend(ax: Axes, **options: Any) -> None:
+    """A legend that takes no room from the axes, however long the labels are."""
+    ax.legend(**options).set_in_layout(False)
 
 
 def split(ax: Axes, rows: int, columns: int, **options: Any) -> list[Axes]:

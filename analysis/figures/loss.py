@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from analysis.figures import ONE_COLUMN, by_label, split
+from analysis.figures import ONE_COLUMN, add_legend, by_label, split
 from relora_lab.runs import RunFolder
 
 ORDER = 1
@@ -35,7 +35,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     low, high = settled["low"].min(), settled["high"].max()
     above.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     above.set_ylabel("training loss (nats)")
-    above.legend()
+    add_legend(above)
     below.set_ylim(0, 1.2 * frame["trained"].max())
     below.yaxis.set_major_formatter(EngFormatter(sep=""))
     below.set_ylabel("trained")

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import TWO_COLUMNS, by_label, split
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, split
 from analysis.norms import norm_traces
 
 ORDER = 5
@@ -37,7 +37,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     panels[0].set_ylabel("Frobenius norm")
     handles = {h.get_label(): h for p in panels for h in p.get_lines() if not str(h.get_label()).startswith("_")}
     order = [label for label, _, _ in by_label(frame) if label in handles]
-    panels[-1].legend([handles[label] for label in order], order, loc="lower right")
+    add_legend(panels[-1], handles=[handles[label] for label in order], loc="lower right")
 
 
 def describe(frame: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import ONE_COLUMN, by_label
+from analysis.figures import ONE_COLUMN, add_legend, by_label
 from relora_lab.runs import RunFolder
 
 ORDER = 2
@@ -24,7 +24,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("update")
     ax.set_ylabel("learning rate / peak")
-    ax.legend()
+    add_legend(ax)
 
 
 def describe(frame: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from analysis.checkpoints import role_key
 from analysis.counts import count_singular_values, rank_ceilings
-from analysis.figures import ONE_COLUMN, by_label
+from analysis.figures import ONE_COLUMN, add_legend, by_label
 from analysis.spectra import of_run, with_weights
 
 ORDER = 4
@@ -38,10 +38,11 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         ax.hlines(rows["at_least"], *ends, color="black", linewidth=1.2)
     ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
     ax.set_xticks(range(len(roles)), roles)
-    ax.set_ylim(0, 1.38 * frame["total"].max())
+    legend_rows = -(-(len(groups) + 1) // 3)
+    ax.set_ylim(0, (1.05 + 0.16 * legend_rows) * frame["total"].max())
     ax.grid(axis="x", visible=False)
     ax.set_ylabel(f"singular values < {THRESHOLD} a matrix")
-    ax.legend(ncols=3, loc="upper center", columnspacing=1.0)
+    add_legend(ax, ncols=3, loc="upper center", columnspacing=1.0)
 
 
 def describe(frame: pd.DataFrame) -> str:

@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import spectra
-from analysis.figures import TWO_COLUMNS, by_label, split
+from analysis.checkpoints import role_key
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, split
 
 ORDER = 3
 SIZE = (TWO_COLUMNS, 2.1)
@@ -19,33 +20,37 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     `density` integrates to the share of values within [0, 2]; `total` counts all values, also those beyond.
     """
     found = spectra.of_runs(runs)
+    return histograms(found).astype({"label": runs["label"].dtype}) if len(found) else pd.DataFrame()
+
+
+def histograms(found: pd.DataFrame) -> pd.DataFrame:
+    """As `data`, of any spectra with a `label`; of the first four roles where the paper's are not there."""
+    roles = [role for role in PANELS if role in set(found["role"])] or sorted(set(found["role"]), key=role_key)[:4]
     edges = np.linspace(0, UPPER, BINS + 1)
     bins = []
-    for (label, role), group in found[found["role"].isin(list(PANELS))].groupby(["label", "role"], observed=True):
+    for (label, role), group in found[found["role"].isin(roles)].groupby(["label", "role"], observed=True):
         sigma = group["sigma"].dropna()
         counts, _ = np.histogram(sigma, edges)
         density = counts / max(len(sigma), 1) / np.diff(edges)
         bins.append(pd.DataFrame({"label": label, "role": role, "left": edges[:-1], "right": edges[1:]}))
         bins[-1] = bins[-1].assign(density=density, count=counts, total=len(sigma))
-    if not bins:
-        return pd.DataFrame()
-    return pd.concat(bins, ignore_index=True).astype({"label": runs["label"].dtype})
+    return pd.concat(bins, ignore_index=True)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:
     """A panel a projection."""
-    shown = [role for role in PANELS if role in set(frame["role"])]
+    shown = sorted(set(frame["role"]), key=role_key)
     panels = split(ax, 1, len(shown), sharey=True)
     for panel, role in zip(panels, shown, strict=True):
         for label, rows, look in by_label(frame[frame["role"] == role]):
             edges = [*rows["left"], rows["right"].iloc[-1]]
             panel.stairs(rows["density"], edges, label=label, **look)
-        panel.set_title(f"{PANELS[role]} projections")
+        panel.set_title(f"{PANELS.get(role, role)} projections")
         panel.set_xlim(0, UPPER)
         panel.set_ylim(0, HIGHEST)
         panel.set_xlabel("singular value")
     panels[0].set_ylabel("density")
-    panels[-1].legend()
+    add_legend(panels[-1])
 
 
 def describe(frame: pd.DataFrame) -> str:

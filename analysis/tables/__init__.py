@@ -20,8 +20,12 @@ COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 def available() -> list[ModuleType]:
     """The modules of this folder, in the order in which a report has them."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return sorted(modules, key=lambda module: module.ORDER)
+    return sorted(map(load, names), key=lambda module: int(module.ORDER))
+
+
+def load(name: str) -> ModuleType:
+    """The table module of that name."""
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:

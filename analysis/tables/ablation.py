@@ -8,7 +8,7 @@ from analysis.statistics import paired_difference, summarise
 
 ORDER = 2
 NOTE = (
-    "difference: held-out loss (nats) less that of the row named in `less`, paired by seed; interval: its 95 % t "
+    "difference: held-out loss (nats) less that of the row under less, paired by seed; interval: its 95 % t "
     "interval; signs: seeds in which it is below / above zero. P1: 130M on C4, printed; its row without warm start "
     "and restarts has a base of zero (method low_rank)."
 )
@@ -17,6 +17,8 @@ NOTE = (
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label of one size: its ingredients, n, perplexity, paired difference of loss, P1's perplexity."""
     runs = runs[~runs["control"]]
+    if runs.empty:
+        return pd.DataFrame(columns=["label", "difference"])
     measured = summarise(runs, "perplexity")
     first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
     less = reference(runs)

@@ -20,6 +20,8 @@ NOTE = (
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label and role: total, below and above 0.1, share below, P1's share, counts at the relative τ."""
     spectra = of_runs(runs)
+    if spectra.empty:
+        return pd.DataFrame()
     relative = relative_threshold(spectra, runs)
     first = runs.groupby("label", observed=True).first()
     printed = paper.numbers().query("paper == 'P1' and table == 'Figure 12'")

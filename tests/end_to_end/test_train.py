@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import changed, tiny_tables
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from relora_lab import data, state, train, trainer
 from relora_lab.divergence import Monitor
@@ -42,16 +42,18 @@ def test_the_run_folder_holds_what_the_readme_lists(relora):
     found = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
     expected = {"config.toml", "environment.json", "status.json", "manifest.json"}
     expected |= {"metrics.jsonl", "eval.jsonl", "norms.jsonl", ".lock"}
-    expected |= {
-        f"{which}/{name}" for which in ("warm_start", "final") for name in ("config.json", "model.safetensors")
-    }
+    weights = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    expected |= {f"{which}/{name}" for which in ("warm_start", "final") for name in weights}
     expected |= {f"cycles/{n:04d}.{kind}" for n in (1, 2, 3) for kind in ("json", "safetensors")}
     checkpoint = {"model.safetensors", "optimizer.safetensors", "start_factors.safetensors", "state.json"}
     assert found == expected | {f"checkpoints/000000060/{name}" for name in checkpoint}
     assert folder.status["state"] == "finished"
     assert folder.environment["warm_start"] == "warm start"
     assert folder.environment["bit_identical"] is True
-    assert len(folder.environment["corpus"]["text_sha256"]) == 64
+    assert folder.manifest.keys() >= {f"{which}/{name}" for which in ("warm_start", "final") for name in weights}
+    corpus = folder.environment["corpus"]
+    assert len(corpus["text_sha256"]) == 64
+    assert (corpus["tokenizer"], corpus["vocab_size"]) == ("bytes", 256)
 
 
 def test_metrics_have_a_line_an_update_with_the_schedule_of_each_phase(relora):
@@ -84,6 +86,10 @@ def test_transformers_opens_the_weights_and_finds_the_runs_loss(relora, which, s
     assert found.loss == pytest.approx(logged["loss"], abs=1e-5)
     assert found.perplexity == pytest.approx(logged["perplexity"], rel=1e-5)
     assert found.tokens == logged["tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(folder.path / which)
+    assert len(tokenizer) == model.config.vocab_size == 256
+    assert tokenizer.eos_token_id is model.config.eos_token_id is None
+    assert tokenizer("é\n x")["input_ids"] == list("é\n x".encode())
 
 
 def test_restarts_keep_the_function_and_say_what_they_reset(relora):

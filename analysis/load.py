@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from relora_lab import config
-from relora_lab.errors import BadInput
+from relora_lab.errors import BadInput, require
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.workspace import run_folders
@@ -38,7 +38,12 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def require_comparable(runs: pd.DataFrame) -> None:
-    """Raise BadInput, naming what differs, unless all runs saw as many tokens of one corpus in as many steps."""
+    """Raise BadInput, naming what differs, unless all runs saw as many tokens of one corpus in as many steps.
+
+    Nor may two be the same configuration: counted twice, one run would look like two.
+    """
+    twice = runs[runs.duplicated(["label", "seed"], keep=False)]["path"].tolist()
+    require(not twice, f"{' and '.join(twice[:2])} are the same configuration; leave one of them out")
     same = {
         "corpus": runs["corpus"].str[:8],
         "sequence length": runs["data.sequence_length"],
@@ -105,18 +110,18 @@ def _flat(settings: RunConfig) -> dict[str, Any]:
 
 def _labels(rows: list[dict[str, Any]]) -> list[str]:
     """Names without their seed; where that does not tell two kinds of run apart, with a digest of the settings."""
-    named = [row["run"].removesuffix(f"-seed{row['seed']}") for row in rows]
-    generated = [f"{row['method']}-{row['size'].replace(':', '-')}-{row['seed']}-" for row in rows]
-    plain = [
-        row["method"] + ("-warm" if row["warm_start"] and row["method"] == "lora" else "")
-        if name.startswith(prefix)
-        else name
-        for row, name, prefix in zip(rows, named, generated, strict=True)
-    ]
+    names = [_unseeded(row) for row in rows]
     cells: dict[str, set[str]] = {}
-    for name, row in zip(plain, rows, strict=True):
+    for name, row in zip(names, rows, strict=True):
         cells.setdefault(name, set()).add(row["cell"])
-    return [f"{n}-{row['cell']}" if len(cells[n]) > 1 else n for n, row in zip(plain, rows, strict=True)]
+    return [f"{n}-{row['cell']}" if len(cells[n]) > 1 else n for n, row in zip(names, rows, strict=True)]
+
+
+def _unseeded(row: dict[str, Any]) -> str:
+    """The folder's name without its seed; the method where the name is the trainer's own."""
+    if row["run"].startswith(f"{row['method']}-{row['size'].replace(':', '-')}-{row['seed']}-"):
+        return f"{row['method']}-warm" if row["method"] == "lora" and row["warm_start"] else str(row["method"])
+    return str(row["run"]).removesuffix(f"-seed{row['seed']}")
 
 
 def _rank(row: dict[str, Any]) -> tuple[Any, ...]:

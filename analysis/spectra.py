@@ -60,7 +60,7 @@ def singular_values(matrix: ArrayLike | Tensor, method: Literal["gram", "svd"] =
     if not math.isfinite(largest):
         raise ValueError("the matrix has non-finite entries")
     # A power of two, so that scaling rounds nothing and squares neither overflow nor vanish.
-    scale = math.ldexp(1.0, math.frexp(largest)[1])
+    scale = math.ldexp(1.0, math.frexp(largest)[1] - 1)
     if method == "svd":
         return (torch.linalg.svdvals(W.double() / scale) * scale).cpu().numpy()
     small = W if W.shape[0] <= W.shape[1] else W.T

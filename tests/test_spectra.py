@@ -79,6 +79,8 @@ def test_float64_stays_float64_and_every_float_type_is_taken():
 def test_edges():
     assert singular_values(np.zeros((3, 5))).tolist() == [0.0] * 3
     assert singular_values(np.empty((0, 5))).shape == (0,)
+    for extreme in (5e-324, 1.7e308):
+        assert singular_values(np.array([[extreme]])).tolist() == [extreme]
     for bad in (np.ones(3), np.ones((2, 2, 2)), np.array([[np.nan, 1]]), np.array([[np.inf, 1]]), 1j * np.eye(2)):
         with pytest.raises(ValueError, match=r"singular values|non-finite"):
             singular_values(bad)

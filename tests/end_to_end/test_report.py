@@ -252,6 +252,22 @@ def test_runs_that_are_not_comparable_are_refused_and_nothing_is_written(copy, t
         report.build(copy, tmp_path / "out")
 
 
+def test_the_same_run_twice_and_names_made_by_the_trainer(copy, tmp_path):
+    shutil.copytree(copy / "lora-seed0", tmp_path / "again" / "lora-seed0")
+    with pytest.raises(BadInput, match=r"lora-seed0 and .*lora-seed0 are the same configuration"):
+        report.build([copy, tmp_path / "again"], tmp_path / "out")
+    for name, made in {"lora-seed0": "lora-demo-0-a1", "lora-warm-seed0": "lora-demo-0-b2"}.items():
+        (copy / name).rename(copy / made)
+    assert load_runs(copy)["label"].value_counts().to_dict() == dict.fromkeys(CELLS, 2)
+    other = copy / "lora-demo-7-0123abcd"
+    shutil.copytree(copy / "lora-warm-seed1", other)
+    settings = (other / "config.toml").read_text().replace("rank = 2", "rank = 3").replace("seed = 1", "seed = 7")
+    (other / "config.toml").write_text(settings)
+    told = set(map(str, load_runs(copy)["label"]))
+    assert {"full", "relora", "lora"} < told
+    assert len([label for label in told if re.fullmatch("lora-warm-[0-9a-f]{8}", label)]) == 2  # ranks 2 and 3
+
+
 def test_newer_and_half_run_folders_are_refused_by_name(copy, capsys):
     settings = copy / "lora-seed0" / "config.toml"
     settings.write_text(settings.read_text().replace("schema_version = 1", "schema_version = 3"))

@@ -27,6 +27,7 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Raises BadInput, naming the folder, where there is no run or one was written by a newer version.
     """
     given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
+    require(bool(given), "no runs are named; give a run folder, or a folder of them")
     folders = {folder.path.resolve(): folder for one in given for folder in _folders(one)}  # each once
     rows = [_row(folder) for folder in folders.values()]
     for row, label in zip(rows, _labels(rows), strict=True):

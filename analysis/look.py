@@ -36,7 +36,8 @@ class Look:
     def as_text(self) -> str:
         """A few lines for a terminal."""
         table = shown(counts.by_role(self.comparison, self.thresholds, merges=self.merges))
-        about = f"ΔW of {len(self.matrices)} matrices, {self.start} → {self.final}"
+        ends = f"{self.start} → {self.final}" if self.start != self.final else f"{self.start}: warm_start → final"
+        about = f"ΔW of {len(self.matrices)} matrices, {ends}"
         left_out = f"{self.comparison.left_out} tensors left out (embeddings, head, norms, or not selected)"
         lines = [about, table.to_string(index=False), left_out]
         if "ceiling" in self.matrices:

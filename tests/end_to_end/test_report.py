@@ -279,6 +279,8 @@ def test_newer_and_half_run_folders_are_refused_by_name(copy, capsys):
     code, _, err = run(capsys, "spectrum", copy / "relora-seed0")
     assert code == 2
     assert "run not finished (stopped at step 7 of 60)" in err
+    code, _, err = run(capsys, "report")
+    assert (code, "no runs are named" in err) == (2, True)
     code, _, err = run(capsys, "report", copy.parent / "nothing")
     assert (code, "no such folder" in err) == (2, True)
 

@@ -5,6 +5,7 @@ A checkpoint is a run folder, a Hugging Face folder (one safetensors file or sev
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch import Tensor
 from relora_lab.errors import BadInput, require
 from relora_lab.runs import RunFolder
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-FLOATS = {"F64", "F32", "F16", "BF16"}
+PICKLES = {".npy", ".npz", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+# How far rounding to a dtype moves an entry, relative to the entries' rms (see counts.numerical_ranks):
+# u of float32 is its unit roundoff; of the 16-bit ones half of it, just above the noise that was measured.
+ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-12, "BF16": 2.0**-9}
 ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -53,6 +56,11 @@ class Matrix:
     role: str
     start: Stored
     final: Stored
+
+    @property
+    def dtype(self) -> str:
+        """The coarser of the two stored dtypes: what it rounds away is in ΔW."""
+        return max(self.start.dtype, self.final.dtype, key=ROUNDING.__getitem__)
 
     @property
     def rows(self) -> int:
@@ -106,10 +114,18 @@ def shared_matrices(start: Checkpoint, final: Checkpoint, match: str | Sequence[
     subtracted, and where nothing is selected.
     """
     selected = _selection(match)
-    names = [{n for n, t in side.tensors.items() if len(t.shape) == 2 and selected(n)} for side in (start, final)]
+    names = [
+        {n for n, t in s.tensors.items() if len(t.shape) == 2 and 0 not in t.shape and selected(n)}
+        for s in (start, final)
+    ]
     require(
         bool(names[0] | names[1]),
-        f"{final.path}: no matrix is selected" + (f" by --match {match}" if match else "; choose some with --match"),
+        f"{final.path}: no matrix is selected"
+        + (
+            f" by --match {' '.join([match] if isinstance(match, str) else match)}"
+            if match
+            else "; choose some with --match"
+        ),
     )
     for side, missing in ((start, names[1] - names[0]), (final, names[0] - names[1])):
         gone = sorted(name for name in missing if name not in side.tensors)
@@ -122,8 +138,15 @@ def shared_matrices(start: Checkpoint, final: Checkpoint, match: str | Sequence[
     for side in (start, final):
         for name in shapes:
             dtype = side.tensors[name].dtype
-            require(dtype in FLOATS, f"{side.path}: {name} is stored as {dtype}, which cannot be subtracted")
-    return [Matrix(*_place(name), start.tensors[name], final.tensors[name]) for name in shapes]
+            require(dtype in ROUNDING, f"{side.path}: {name} is stored as {dtype}, which cannot be subtracted")
+    places = [_place(name) for name in shapes]
+    by_layer = Counter((layer, role) for _, layer, role in places)
+    twice = {
+        role for (_, role), count in by_layer.items() if count > 1
+    }  # T5's self- and cross-attention have a q each
+    roles = [".".join(module.split(".")[-2:]) if role in twice else role for module, _, role in places]
+    ends = [(start.tensors[name], final.tensors[name]) for name in shapes]
+    return [Matrix(m, n, role, *end) for (m, n, _), role, end in zip(places, roles, ends, strict=True)]
 
 
 def role_key(role: str) -> tuple[int, str]:
@@ -156,7 +179,9 @@ def _place(name: str) -> tuple[str, int, str]:
     """(module, layer, role): model.layers.3.mlp.up_proj is layer 3, role up."""
     module = _module(name)
     number = re.search(r"(?:^|\.)(\d+)(?=\.|$)", module)
-    return module, int(number[1]) if number else -1, module.rpartition(".")[2].removesuffix("_proj")
+    last = module.rpartition(".")[2]
+    role = last.removesuffix("_proj")
+    return module, int(number[1]) if number else -1, role if role in ROLES else last
 
 
 def _order(name: str) -> tuple[int, tuple[int, str], str]:

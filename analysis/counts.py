@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.checkpoints import role_key
+from analysis.checkpoints import ROUNDING, role_key
 from analysis.spectra import Comparison
 from relora_lab.runs import RunFolder
 
 MATRIX = ["matrix", "layer", "role", "rows", "cols"]
 EPS32 = float(np.finfo(np.float32).eps)
-ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-12, "BF16": 2.0**-9}
 
 
 def count_singular_values(spectra: pd.DataFrame, threshold: float | Sequence[float] = 0.1) -> pd.DataFrame:
@@ -24,7 +23,7 @@ def count_singular_values(spectra: pd.DataFrame, threshold: float | Sequence[flo
     (its run's label and seed too, where there), threshold, below, above, total. A matrix of non-finite
     entries has neither: its counts are missing (pd.NA). Raises ValueError for a threshold that is no number ≥ 0.
     """
-    thresholds = np.atleast_1d(np.asarray(threshold, float))
+    thresholds = np.unique(np.asarray(threshold, float))
     if not thresholds.size or not bool((thresholds >= 0).all()):
         raise ValueError(f"thresholds must be numbers ≥ 0 (got {threshold})")
     keys = [name for name in spectra.columns if name not in ("index", "sigma")]
@@ -66,15 +65,19 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
 
     The sum of the ranks of the factor pairs that its cycles added since the reference, and no more than the
     smaller side: c·r for ReLoRA after c cycles, r for LoRA, 2r for LoRA measured from a step at which its
-    factors were not zero (B₁A₁ − B₀A₀). For methods whose ΔW is no such sum (full rank) the smaller side.
+    factors were not zero (B₁A₁ − B₀A₀). The smaller side for methods whose ΔW is no such sum (full rank) and for
+    matrices that have no factors; missing where the run has lost its cycles.
     """
     folder = RunFolder(run)
     cycles = folder.cycle_facts(since=folder.config.training.reference)
     method = folder.config.low_rank
-    ceiling = matrices[["rows", "cols"]].min(axis=1)
-    if method is not None and cycles and all(facts["factored"] for facts in cycles):
+    ceiling = matrices[["rows", "cols"]].min(axis=1).astype("Int64")
+    if method is not None and not cycles:
+        ceiling[:] = pd.NA
+    elif method is not None and all(facts["factored"] for facts in cycles):
         pairs = Counter(key.rpartition(".")[0] for facts in cycles for key in facts["scales"])
-        ceiling = np.minimum(ceiling, matrices["matrix"].map(pairs).fillna(0).astype(int) * method.rank)
+        summed = matrices["matrix"].map(lambda name: pairs.get(name, 0) * method.rank)
+        ceiling = ceiling.where(~matrices["matrix"].isin(list(pairs)) | (ceiling < summed), summed)
     return matrices[MATRIX].assign(ceiling=ceiling)
 
 
@@ -86,7 +89,10 @@ def merges_since_reference(run: str | Path) -> int:
 
 def relative_threshold(spectra: pd.DataFrame, runs: pd.DataFrame, factor: float = 0.1) -> list[float]:
     """`factor` × the median singular value of the full-rank runs in `spectra`; empty where there is none."""
-    full = set(runs.loc[(runs["method"] == "full") & ~runs["control"], "run"])
+    full_runs = runs[(runs["method"] == "full") & ~runs["control"]]
+    if full_runs["parameters"].nunique() > 1:
+        return []  # of several sizes there is no one median
+    full = set(full_runs["run"])
     sigma = spectra.loc[spectra["run"].isin(full), "sigma"].dropna()
     return [factor * float(sigma.median())] if len(sigma) else []
 
@@ -103,6 +109,9 @@ def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, mer
         row = {"role": role, "matrices": int(chosen.sum()), "largest σ": sigma.max()}
         row |= {"rank_low": ranks.loc[chosen, "rank"].min(), "rank_high": ranks.loc[chosen, "rank"].max()}
         for tau, group in mine.groupby("threshold"):
-            row |= {f"< {tau:g}": group["below"].sum(), f"≥ {tau:g}": group["above"].sum()}
+            row |= {
+                f"< {tau:.12g}": group["below"].sum(min_count=1),
+                f"≥ {tau:.12g}": group["above"].sum(min_count=1),
+            }
         rows.append(row)
     return pd.DataFrame(rows)

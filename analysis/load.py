@@ -30,6 +30,10 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     require(bool(given), "no runs are named; give a run folder, or a folder of them")
     folders = {folder.path.resolve(): folder for one in given for folder in _folders(one)}  # each once
     rows = [_row(folder) for folder in folders.values()]
+    names = [row["run"] for row in rows]
+    for row in rows:
+        if names.count(row["run"]) > 1:  # of several folders
+            row["run"] = row["path"]
     for row, label in zip(rows, _labels(rows), strict=True):
         row["label"] = label
     rows.sort(key=_rank)
@@ -58,7 +62,7 @@ def require_comparable(runs: pd.DataFrame) -> None:
             first = known.iloc[0]
             other = known[known != first].index[0]
             raise BadInput(
-                f"rows are not comparable: {what} {first} ({runs['run'].iloc[0]}) vs {known[other]} "
+                f"rows are not comparable: {what} {first} ({runs['run'][known.index[0]]}) vs {known[other]} "
                 f"({runs['run'][other]}); name the runs to compare one by one"
             )
 
@@ -120,9 +124,10 @@ def _labels(rows: list[dict[str, Any]]) -> list[str]:
 
 def _unseeded(row: dict[str, Any]) -> str:
     """The folder's name without its seed; the method where the name is the trainer's own."""
-    if row["run"].startswith(f"{row['method']}-{row['size'].replace(':', '-')}-{row['seed']}-"):
+    name = row["run"].rpartition("/")[2]
+    if name.startswith(f"{row['method']}-{row['size'].replace(':', '-')}-{row['seed']}-"):
         return f"{row['method']}-warm" if row["method"] == "lora" and row["warm_start"] else str(row["method"])
-    return str(row["run"]).removesuffix(f"-seed{row['seed']}")
+    return str(name).removesuffix(f"-seed{row['seed']}")
 
 
 def _rank(row: dict[str, Any]) -> tuple[Any, ...]:

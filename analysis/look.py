@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import counts, spectra
+from analysis import counts, output, spectra
 from analysis.spectra import Comparison
 from analysis.tables import shown
-from relora_lab.errors import BadInput, require
+from relora_lab.errors import require
 from relora_lab.runs import RunFolder
 
 
@@ -64,17 +64,14 @@ class Look:
         from analysis import figures  # matplotlib takes a second to import
         from analysis.figures import spectra as figure
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from None
+        output.check(out).mkdir(parents=True, exist_ok=True)
         found = self.comparison.spectra
-        found.to_csv(out / "spectra.csv", index=False)
-        counts.count_singular_values(found, self.thresholds).to_csv(out / "counts.csv", index=False)
-        self.matrices.to_csv(out / "matrices.csv", index=False)
-        drawn = figures.make(figure, figure.histograms(found.assign(label="ΔW")))
-        for kind in ("png", "pdf"):
-            figures.save(drawn, out / f"spectra.{kind}")
+        output.write_csv(out / "spectra.csv", found)
+        output.write_csv(out / "counts.csv", counts.count_singular_values(found, self.thresholds))
+        output.write_csv(out / "matrices.csv", self.matrices)
+        bars = figure.histograms(found.assign(label="ΔW"))
+        for kind in ("png", "pdf") if len(bars) else ():
+            figures.save(figures.make(figure, bars), out / f"spectra.{kind}")
 
 
 def at(

@@ -23,10 +23,9 @@ import pandas as pd
 from markupsafe import Markup
 from tqdm import tqdm
 
-from analysis import figures, tables
+from analysis import figures, output, tables
 from analysis.load import load_runs, require_comparable
 from relora_lab import files
-from relora_lab.errors import BadInput
 from relora_lab.runs import RunFolder
 
 NOTHING = "Nothing to show: none of these runs has come that far."
@@ -57,16 +56,13 @@ def build(runs: pd.DataFrame | str | Path | Iterable[str | Path], out: str | Pat
     Raises BadInput, before anything is written, if the runs are not comparable or `out` cannot be written.
     """
     runs = runs if isinstance(runs, pd.DataFrame) else load_runs(runs)
+    out = output.check(out)
     require_comparable(runs)
     jobs = [*tables.available(), *figures.available()]
     parts = [_part(module, runs) for module in tqdm(jobs, desc="report", unit="part", disable=not progress)]
     parts += [_settings(runs), _runs(runs)]
-    out = Path(out)
-    try:
-        for folder in ("figures", "tables"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--out {out}: cannot be written ({error.strerror})") from None
+    for folder in ("figures", "tables"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     for part in parts:
         _write_files(part, out)
     about, findings = _about(runs), list(_findings(parts))
@@ -130,11 +126,17 @@ def _findings(parts: list[Part]) -> Iterator[str]:
     """Sentences that follow from the tables."""
     frames = {part.name: part.frame for part in parts}
     for _, row in tables.shown(frames["ranks"]).iterrows():
-        bound = "the most" if row["rank"] == row["ceiling"] else f"at most {row['ceiling']} would be"
-        why = "a matrix of that size can have" if row["ceiling"] == row["smaller side"] else "its factor pairs allow"
-        yield f"{row['label']}: ΔW has rank {row['rank']} of {row['smaller side']}, {bound} {why}."
+        if "rank" not in row or row["rank"] == "–":
+            continue
+        most = (
+            "the most that"
+            if row["rank"] == row.get("ceiling")
+            else f"where {row.get('ceiling', '–')} is the most that"
+        )
+        why = "its size" if row.get("ceiling") == row["smaller side"] else "the sum of its factor pairs"
+        yield f"{row['label']}: ΔW has rank {row['rank']} of {row['smaller side']}, {most} {why} allows."
     for _, row in frames["ablation"].dropna(subset=["difference"]).iterrows():
-        side = "above" if row["difference"] > 0 else "below"
+        side = "above" if row["difference"] > 0 else "below" if row["difference"] < 0 else "from"
         low, high = (tables.show(row[f"interval_{end}"], 4) for end in ("low", "high"))
         sure = "one seed, so no interval" if low == "–" else f"95 % interval of the difference {low} to {high}"
         gap = f"{abs(row['difference']):.4f} nats {side} that of {row['less']}"
@@ -152,7 +154,7 @@ def _write_files(part: Part, out: Path) -> None:
     if part.frame.empty:
         return
     folder = out / part.kind
-    files.write_text(folder / f"{part.name}.csv", part.frame.map(_csv_cell).to_csv(index=False))
+    output.write_csv(folder / f"{part.name}.csv", part.frame)
     if part.shown is not None:
         files.write_text(folder / f"{part.name}.tex", _latex(part.shown))
     if part.figure:
@@ -165,11 +167,6 @@ def _drawn(figure: figures.Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     figures.save(figure, buffer, kind)
     return buffer.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
 
 
 def _latex(shown: pd.DataFrame) -> str:

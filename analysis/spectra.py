@@ -22,6 +22,7 @@ from relora_lab.runs import RunFolder
 
 FIRST = ["label", "seed", "run"]
 COLUMNS = ["matrix", "layer", "role", "rows", "cols", "index", "sigma"]
+NATIVE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 CHUNK = 1024  # columns of a matrix that are widened to float64 at a time
 
 
@@ -30,8 +31,8 @@ class Comparison:
     """What two checkpoints differ by.
 
     `spectra` has a row a singular value: matrix, layer, role, rows, cols, index (0 is the largest), sigma.
-    `matrices` has a row a matrix: matrix, layer, role, rows, cols, dtype (as stored), rms (of the final W),
-    frobenius (‖ΔW‖_F), nonfinite (how many entries of ΔW are NaN or infinite; its sigmas are then NaN).
+    `matrices` has a row a matrix: matrix, layer, role, rows, cols, dtype (the coarser of both), rms (of the
+    final W), frobenius (‖ΔW‖_F), nonfinite (how many entries of ΔW are NaN or infinite; its sigmas are then NaN).
     `left_out` counts the tensors of the final checkpoint that were not compared.
     """
 
@@ -55,7 +56,9 @@ def singular_values(matrix: ArrayLike | Tensor, method: Literal["gram", "svd"] =
         raise ValueError("singular values of complex matrices are not implemented")
     if not W.numel():
         return np.empty(0)
-    W = W.detach() if W.is_floating_point() else W.detach().double()
+    if method not in ("gram", "svd"):
+        raise ValueError(f"method must be 'gram' or 'svd' (got {method!r})")
+    W = W.detach() if W.dtype in NATIVE else W.detach().double()
     largest = float(W.abs().max())
     if not math.isfinite(largest):
         raise ValueError("the matrix has non-finite entries")
@@ -108,6 +111,7 @@ def compare(
     a time (default: as many as there are cores), each by one thread, and so many are in memory. A matrix with
     non-finite entries is marked and left out. Raises BadInput where the two do not fit.
     """
+    require(workers is None or workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     sides = open_checkpoint(start, "warm_start"), open_checkpoint(final, "final")
     matrices = shared_matrices(*sides, match)
     workers = min(len(matrices), workers or len(os.sched_getaffinity(0)))
@@ -133,8 +137,8 @@ def compare(
 def of_run(run: str | Path) -> Comparison:
     """`compare` of a finished run's warm_start/ and final/; a second look at the same weights costs nothing."""
     folder = RunFolder(run)
-    folder.weights("final")  # says so where the run is not finished
-    return _of_run(folder.path, tuple(sorted(folder.manifest.items())))
+    weights = [path.stat() for end in ("warm_start", "final") for path in sorted(folder.weights(end).iterdir())]
+    return _of_run(folder.path, tuple((facts.st_mtime_ns, facts.st_size) for facts in weights))
 
 
 def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -151,12 +155,12 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_weights(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that have ended, finished or diverged, and so have final weights."""
-    return runs[runs["state"].isin(["finished", "diverged"])]
+    """The runs that have both ends of ΔW. One that diverged before its reference step has none."""
+    return runs[[RunFolder(path).has_weights for path in runs["path"]]]
 
 
 @lru_cache(maxsize=256)
-def _of_run(path: Path, manifest: tuple[tuple[str, str], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
+def _of_run(path: Path, weights: tuple[tuple[int, int], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
     return compare(path, path)
 
 
@@ -170,7 +174,7 @@ def _measure(matrix: Matrix) -> tuple[dict[str, Any], np.ndarray]:
         "role": matrix.role,
         "rows": matrix.rows,
         "cols": matrix.cols,
-        "dtype": matrix.final.dtype,
+        "dtype": matrix.dtype,
         "rms": float(final.double().square().mean().sqrt()),
         "frobenius": float(delta.double().norm()),
         "nonfinite": nonfinite,

@@ -27,7 +27,7 @@ def paired_difference(frame: pd.DataFrame, a: str, b: str, *, value: str = "loss
     a seed with columns a and b. Seeds that one of the two lacks, or where it has no value, are left out; with
     none left the mean is nan and n is 0. Raises ValueError for a label that is not there, or there twice a seed.
     """
-    if not {a, b} <= set(frame.columns):
+    if "label" in frame:
         missing = {a, b} - set(frame["label"])
         if missing:
             raise ValueError(
@@ -38,6 +38,7 @@ def paired_difference(frame: pd.DataFrame, a: str, b: str, *, value: str = "loss
         if "state" in frame:
             frame = frame[frame["state"] == "finished"]
         frame = frame.assign(label=frame["label"].astype(str)).pivot(index="seed", columns="label", values=value)
+        frame = frame.reindex(columns=[a, b])
     differences = (frame[a].astype(float) - frame[b].astype(float)).dropna()
     signs = int((differences < 0).sum()), int((differences > 0).sum())
     mean, n = float(differences.mean()), len(differences)

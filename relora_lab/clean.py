@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,13 @@ class Removable:
 
     path: Path
     why: str
+    holder: RunFolder | None = None  # whose lock guards it
 
     @property
     def size(self) -> int:
-        """Bytes on disk that no other folder shares by a hard link."""
+        """Bytes; what a hard link shares with another folder is freed when both are gone."""
         files = [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
-        return sum(facts.st_size for facts in (path.stat() for path in files) if facts.st_nlink == 1)
+        return sum(path.stat().st_size for path in files)
 
 
 def removable(runs: Path) -> list[Removable]:
@@ -44,12 +45,13 @@ def removable(runs: Path) -> list[Removable]:
 
 
 def remove(found: list[Removable]) -> None:
-    """Delete them."""
+    """Delete them. Raises FolderHeld if a process has taken a run up since; what is left then stays."""
     for item in found:
-        if item.path.is_dir():
-            shutil.rmtree(item.path, ignore_errors=True)
-        else:
-            item.path.unlink(missing_ok=True)
+        with item.holder.lock() if item.holder else nullcontext():
+            if item.path.is_dir():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink(missing_ok=True)
 
 
 def _of_run(run: RunFolder) -> Iterator[Removable]:
@@ -59,6 +61,6 @@ def _of_run(run: RunFolder) -> Iterator[Removable]:
         except FolderHeld:
             return
         for path in run.leftovers():
-            yield Removable(path, "left half written by a killed process")
+            yield Removable(path, "left half written by a killed process", run)
         if run.ended and run.has_checkpoint:
-            yield Removable(run.checkpoints, f"the state of a run that has {run.state}; it is not continued")
+            yield Removable(run.checkpoints, f"the state of a run that has {run.state}; it is not continued", run)

@@ -115,8 +115,10 @@ def spectrum(
         out: Write spectra, counts and matrices as CSV, and a figure, into this folder.
         workers: Matrices worked on at a time, one thread each. Default: as many as there are cores.
     """
-    from analysis import look
+    from analysis import look, output
 
+    if out is not None:
+        output.check(out)
     found = look.at(start, final, threshold or (0.1,), match or None, workers=workers)
     print(found.as_json() if json else found.as_text())
     if out is not None:

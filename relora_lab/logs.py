@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from relora_lab.errors import require
+from relora_lab.errors import BadInput, require
 
 LOGS = ("metrics", "eval", "norms")
 
@@ -32,7 +32,7 @@ class Logs:
         if not self._path(log).exists():
             return []
         with self._path(log).open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.endswith("\n")]
+            return [self._line(log, number, line) for number, line in enumerate(file, 1) if line.endswith("\n")]
 
     def sync(self) -> dict[str, int]:
         """Wait until all lines are on the disk; the logs' sizes in bytes."""
@@ -56,6 +56,12 @@ class Logs:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+    def _line(self, log: str, number: int, line: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(line))
+        except (TypeError, ValueError):
+            raise BadInput(f"{self._path(log)}: line {number} is damaged") from None
 
     def _path(self, log: str) -> Path:
         return self._folder / f"{log}.jsonl"

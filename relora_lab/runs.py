@@ -234,11 +234,16 @@ class RunFolder:
         """The folder warm_start/ or final/. Raises BadInput where the run has not come that far."""
         status = self.status
         at = f"{self.state} at step {status.get('step', 0)} of {status.get('steps', '?')}"
-        require(
-            (self.path / which).is_dir(),
-            f"{self.path}: run not finished ({at}): it has no {which}/ yet; go on with relora-lab train --resume",
+        lacks = (
+            "it has no" if self.ended else "run not finished; continue it with relora-lab train --resume; it has no"
         )
+        require((self.path / which).is_dir(), f"{self.path}: {at}: {lacks} {which}/")
         return self.path / which
+
+    @property
+    def has_weights(self) -> bool:
+        """Are both ends of ΔW there?"""
+        return all((self.path / which).is_dir() for which in ("warm_start", "final"))
 
     # ---- cycles
 
@@ -299,4 +304,9 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            found = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise BadInput(f"{path}: is damaged ({error})") from None
+        require(isinstance(found, dict), f"{path}: is damaged (no JSON object)")
+        return dict(found)

@@ -45,6 +45,7 @@ def test_the_papers_threshold_is_the_default_and_a_bad_one_is_refused():
     counts = count_singular_values(spectrum([0.05, 0.1, 0.2]))
     assert counts[["threshold", "below", "above", "total"]].iloc[0].tolist() == [0.1, 1, 2, 3]
     assert set(counts.columns) >= {"matrix", "layer", "role", "threshold", "below", "above", "total"}
+    assert len(count_singular_values(spectrum([0.05, 0.2]), [0.1, 0.1])) == 1
     for bad in (-1, float("nan"), []):
         with pytest.raises(ValueError, match="thresholds must be numbers"):
             count_singular_values(spectrum([1.0]), bad)

@@ -81,6 +81,8 @@ def test_edges():
     assert singular_values(np.empty((0, 5))).shape == (0,)
     for extreme in (5e-324, 1.7e308):
         assert singular_values(np.array([[extreme]])).tolist() == [extreme]
+    with pytest.raises(ValueError, match="method must be"):
+        singular_values(np.eye(2), "SVD")
     for bad in (np.ones(3), np.ones((2, 2, 2)), np.array([[np.nan, 1]]), np.array([[np.inf, 1]]), 1j * np.eye(2)):
         with pytest.raises(ValueError, match=r"singular values|non-finite"):
             singular_values(bad)
@@ -114,6 +116,15 @@ def test_a_comparison_is_a_tidy_table_of_the_linear_maps(tmp_path):
     assert compare(start, final).left_out == 4
     only = delta_spectra(start, final, match=["*.q_proj", "lm_*"])["matrix"].unique()
     assert set(only) == {"model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"}
+
+
+def test_roles_that_would_mix_matrices_are_told_apart(tmp_path):
+    for name, shift in {"a": 0.0, "b": 1.0}.items():
+        kinds = {"attn.c_proj": (8, 8), "mlp.c_proj": (32, 8), "attn.c_attn": (24, 8)}
+        tensors = {f"h.{n}.{kind}.weight": torch.ones(shape) * shift for n in (0, 1) for kind, shape in kinds.items()}
+        save_file({**tensors, "h.0.empty.weight": torch.ones(0, 8)}, tmp_path / f"{name}.safetensors")
+    frame = delta_spectra(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert set(frame["role"]) == {"attn.c_proj", "mlp.c_proj", "c_attn"}
 
 
 def test_shards_are_one_checkpoint_and_a_tensor_in_two_of_them_is_refused(tmp_path):

@@ -52,6 +52,8 @@ def test_seeds_without_a_partner_and_diverged_runs_are_left_out_and_one_seed_has
     assert (found.mean, found.n, found.signs) == (-2.0, 1, (1, 0))
     assert all(map(math.isnan, found.interval))
     assert paired_difference(runs(a=[1.0], b=[None]), "a", "b").n == 0
+    frame["state"] = "diverged"
+    assert paired_difference(frame, "a", "b").n == 0
     with pytest.raises(ValueError, match="no run is labelled 'c'"):
         paired_difference(frame, "a", "c")
     with pytest.raises(ValueError, match="same label and seed"):

@@ -22,7 +22,7 @@ ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes tell lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
-DASHES = ["-", "-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1))]
+DASHES = ["-", (0, (8, 1)), (0, (4, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1))]
 
 
 def available() -> list[ModuleType]:
@@ -62,7 +62,13 @@ def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str,
         rows = frame[labels == label]
         if len(rows):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            yield str(label), rows, look
+            yield _drawable(str(label)), rows, look
+
+
+def _drawable(label: str) -> str:
+    """A label as matplotlib shows it: not as mathematics, not hidden for its first letter, not too long."""
+    short = label if len(label) <= 20 else f"{label[:19]}…"
+    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 
 
 def add_legend(ax: Axes, **options: Any) -> None:

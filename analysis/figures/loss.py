@@ -53,7 +53,7 @@ def _of_run(run: pd.Series) -> pd.DataFrame:
     window = max(1, int(run["steps"]) // 100)
     smooth = lines.assign(loss=lines["loss"].rolling(window, min_periods=1).mean())
     every = max(1, int(run["steps"]) // POINTS)
-    kept = smooth[smooth["step"] % every == 0]
+    kept = smooth[(smooth["step"] % every == 0) | (smooth["step"] == smooth["step"].max())]
     full_rank = (kept["step"] <= run["training.warm_start"]) | (run["method"] == "full")
     trained = full_rank.map({True: run["parameters"], False: run["trained"]})
     return kept.assign(label=run["label"], trained=trained.astype(float))

@@ -21,7 +21,10 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     found = [_of_run(run) for _, run in with_weights(runs).iterrows()]
     if not found:
         return pd.DataFrame()
-    by = pd.concat(found).groupby(["label", "role"], observed=True)[["below", "above", "total", "at_least"]]
+    counted = pd.concat(found)
+    if counted.empty:
+        return pd.DataFrame()
+    by = counted.groupby(["label", "role"], observed=True)[["below", "above", "total", "at_least"]]
     frame = by.mean().reset_index().astype({"label": runs["label"].dtype})
     return frame.sort_values(["label", "role"], key=_in_order, ignore_index=True)
 
@@ -35,14 +38,14 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         left = [roles.index(role) + (number - (len(groups) - 1) / 2) * width for role in rows["role"]]
         ax.bar(left, rows["below"].astype(float), width, color=look["color"], label=label)
         ends = [x - width / 2 for x in left], [x + width / 2 for x in left]
-        ax.hlines(rows["at_least"], *ends, color="black", linewidth=1.2)
+        ax.hlines(rows["at_least"].astype(float), *ends, color="black", linewidth=1.2)
     ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
     ax.set_xticks(range(len(roles)), roles)
-    legend_rows = -(-(len(groups) + 1) // 3)
+    legend_rows = -(-(len(groups) + 1) // 2)
     ax.set_ylim(0, (1.05 + 0.16 * legend_rows) * frame["total"].max())
     ax.grid(axis="x", visible=False)
     ax.set_ylabel(f"singular values < {THRESHOLD} a matrix")
-    add_legend(ax, ncols=3, loc="upper center", columnspacing=1.0)
+    add_legend(ax, ncols=2, loc="upper center", columnspacing=1.0)
 
 
 def describe(frame: pd.DataFrame) -> str:
@@ -59,7 +62,7 @@ def describe(frame: pd.DataFrame) -> str:
 
 def _of_run(run: pd.Series) -> pd.DataFrame:
     comparison = of_run(run["path"])
-    counts = count_singular_values(comparison.spectra, THRESHOLD)
+    counts = count_singular_values(comparison.spectra, THRESHOLD).dropna(subset="below")
     ceilings = rank_ceilings(run["path"], comparison.matrices)[["matrix", "ceiling"]]
     counts = counts.merge(ceilings).assign(label=run["label"])
     return counts.assign(at_least=counts["total"] - counts["ceiling"])

@@ -20,7 +20,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     `density` integrates to the share of values within [0, 2]; `total` counts all values, also those beyond.
     """
     found = spectra.of_runs(runs)
-    return histograms(found).astype({"label": runs["label"].dtype}) if len(found) else pd.DataFrame()
+    return histograms(found) if len(found) else found
 
 
 def histograms(found: pd.DataFrame) -> pd.DataFrame:
@@ -30,11 +30,13 @@ def histograms(found: pd.DataFrame) -> pd.DataFrame:
     bins = []
     for (label, role), group in found[found["role"].isin(roles)].groupby(["label", "role"], observed=True):
         sigma = group["sigma"].dropna()
+        if sigma.empty:
+            continue  # all of them not finite
         counts, _ = np.histogram(sigma, edges)
-        density = counts / max(len(sigma), 1) / np.diff(edges)
+        density = counts / len(sigma) / np.diff(edges)
         bins.append(pd.DataFrame({"label": label, "role": role, "left": edges[:-1], "right": edges[1:]}))
         bins[-1] = bins[-1].assign(density=density, count=counts, total=len(sigma))
-    return pd.concat(bins, ignore_index=True)
+    return pd.concat(bins, ignore_index=True).astype({"label": found["label"].dtype}) if bins else pd.DataFrame()
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

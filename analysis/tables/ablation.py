@@ -32,13 +32,15 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def reference(runs: pd.DataFrame) -> str | None:
-    """The label that others are compared with: the run with most ingredients; None where none has any."""
+    """The label that others are compared with: the finished run with most ingredients; None where none has any."""
+    runs = runs[runs["state"] == "finished"]
     ingredients = runs[list(TOGGLES)].sum(axis=1)
     return str(runs.loc[ingredients.idxmax(), "label"]) if len(runs) and ingredients.max() > 0 else None
 
 
 def _difference(runs: pd.DataFrame, label: str, less: str | None) -> dict[str, object]:
-    if less is None or label == less:
+    sizes = [set(runs.loc[runs["label"] == one, "parameters"]) for one in (label, less)]
+    if less is None or label == less or sizes[0] != sizes[1]:  # another model tells nothing of an ingredient
         return {"difference": None, "less": None, "interval_low": None, "interval_high": None, "signs": None}
     found = paired_difference(runs, label, less)
     low, high = found.interval

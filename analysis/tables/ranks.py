@@ -32,8 +32,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 "ceiling_high": matrices["ceiling"].max(),
                 "rank_low": matrices["rank"].min(),
                 "rank_high": matrices["rank"].max(),
-                "below_0.1": float(by_run["below"].sum().mean()),
-                "above_0.1": float(by_run["above"].sum().mean()),
+                "below_0.1": float(by_run["below"].sum(min_count=1).mean()),
+                "above_0.1": float(by_run["above"].sum(min_count=1).mean()),
                 "nonfinite": int(matrices["rank"].isna().sum()) or None,
             }
         )
@@ -47,4 +47,4 @@ def _of_run(run: pd.Series) -> pd.DataFrame:
     ceilings = rank_ceilings(run["path"], comparison.matrices)
     counts = count_singular_values(comparison.spectra)
     frame = ranks.merge(ceilings[["matrix", "ceiling"]]).merge(counts[["matrix", "below", "above"]])
-    return frame.assign(run=run["run"])
+    return frame.astype({"below": float, "above": float}).assign(run=run["run"])

@@ -13,7 +13,8 @@ THRESHOLD = 0.1
 NOTE = (
     "Summed over layers, mean ± standard error over seeds; below is σ < τ, above σ ≥ τ, together all of them. "
     "relative τ: 0.1 × the median singular value of the full-rank runs, since an absolute 0.1 need not fit another "
-    "scale. P1 below percent: its 130M models (public notebook behind Figure 12; its LoRA is one from scratch)."
+    "scale. P1 below percent: its 130M models (public notebook behind Figure 12; its LoRA is sBA of a run "
+    "from scratch, no ΔW)."
 )
 
 
@@ -26,7 +27,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     first = runs.groupby("label", observed=True).first()
     printed = paper.numbers().query("paper == 'P1' and table == 'Figure 12'")
     shares = printed.set_index(["row", "column"])["value"] / 9216
-    counts = count_singular_values(spectra, [THRESHOLD, *relative])
+    counts = count_singular_values(spectra, [THRESHOLD, *relative]).dropna(subset="below")  # without non-finite ones
     rows = []
     by_run = counts.groupby(["label", "role", "threshold", "run"], observed=True)[["below", "above", "total"]].sum()
     for (label, role), group in by_run.groupby(["label", "role"], observed=True):

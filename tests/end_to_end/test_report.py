@@ -268,6 +268,55 @@ def test_the_same_run_twice_and_names_made_by_the_trainer(copy, tmp_path):
     assert len([label for label in told if re.fullmatch("lora-warm-[0-9a-f]{8}", label)]) == 2  # ranks 2 and 3
 
 
+def test_folders_of_one_name_stay_apart(copy):
+    for seed in (0, 1):
+        (copy / f"s{seed}").mkdir()
+        for label in ("full", "relora"):
+            (copy / f"{label}-seed{seed}").rename(copy / f"s{seed}" / label)
+    runs = load_runs([copy / "s0", copy / "s1"])
+    assert runs["label"].astype(str).tolist() == ["full", "full", "relora", "relora"]
+    ranks = tables.load("ranks").table(runs)
+    assert ranks["n"].tolist() == [2, 2]
+    assert set(ranks["below_0.1"] + ranks["above_0.1"]) == {14 * 16}
+    assert set(tables.load("small_values").table(runs)["total"]) == {2 * 16}
+
+
+def test_a_label_without_a_finished_run_and_one_without_weights_do_not_stop_the_others(copy, tmp_path):
+    for seed in (0, 1):
+        edit(copy / f"lora-seed{seed}" / "status.json", state="diverged", step=3, reason="loss")
+        shutil.rmtree(copy / f"lora-seed{seed}" / "warm_start")
+    edit(copy / "lora-warm-seed0" / "status.json", state="waiting", step=0)
+    shutil.rmtree(copy / "lora-warm-seed1")
+    text = report.build(copy, tmp_path / "out").with_name("report.md").read_text()
+    assert "lora: diverged at step 3 (seed 0, 1)." in text
+    assert "lora-warm: waiting at step 0 (seed 0); seed 1 missing." in text
+    assert "relora: ΔW has rank 6 of 16, the most that the sum of its factor pairs allows." in text
+
+
+def test_lost_cycles_are_not_taken_for_a_full_rank(copy):
+    shutil.rmtree(copy / "relora-seed0" / "cycles")
+    matrices = spectra.of_run(copy / "relora-seed0").matrices
+    assert rank_ceilings(copy / "relora-seed0", matrices)["ceiling"].isna().all()
+
+
+@pytest.mark.parametrize("name", ["status.json", "eval.jsonl"])
+def test_a_damaged_file_is_named(copy, capsys, name):
+    (copy / "lora-seed0" / name).write_text('"no object"\n{broken\n')
+    code, _, err = run(capsys, "runs", copy)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert re.search(f"lora-seed0/{name}: .*is damaged", err)
+
+
+@pytest.mark.parametrize("name", ["_hidden", "$x$ {", "x" * 70])
+def test_every_name_is_drawn(copy, name):
+    (copy / "lora-seed0").rename(copy / name)
+    runs = load_runs(copy)
+    for module in figures.available():
+        figure = figures.make(module, module.data(runs))
+        legends = [text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
+        assert any(text.strip().replace("\\", "").startswith(name[:15]) for text in legends), module
+
+
 def test_newer_and_half_run_folders_are_refused_by_name(copy, capsys):
     settings = copy / "lora-seed0" / "config.toml"
     settings.write_text(settings.read_text().replace("schema_version = 1", "schema_version = 3"))
@@ -297,6 +346,11 @@ def test_non_finite_weights_are_marked_and_the_rest_is_reported(copy, tmp_path, 
     assert len(json.loads(out)["matrices"]) == 14
     code, _, err = run(capsys, "report", copy, "--out", tmp_path / "out")
     assert (code, "relora-seed0: has non-finite weights" in err) == (3, True)
+    table = tables.load("small_values").table(load_runs(copy / "relora-seed0")).set_index("role")
+    assert table["total"].drop("q").eq(32).all()
+    assert table.loc["q", ["below_0.1", "above_0.1"]].sum() == table.loc["q", "total"] == 16
+    save_file({n: w * float("nan") for n, w in weights.items()}, path)
+    assert report.build(copy / "relora-seed0", tmp_path / "nothing").exists()
 
 
 def test_spectrum_takes_thresholds_and_two_ends(folder, tmp_path, capsys):
@@ -309,6 +363,11 @@ def test_spectrum_takes_thresholds_and_two_ends(folder, tmp_path, capsys):
     assert (tmp_path / "out" / "spectra.png").exists()
     code, _, err = run(capsys, "spectrum", second, second)
     assert (code, "ΔW is exactly zero for all 14 matrices: same files?" in err) == (2, True)
+    code, out, _ = run(capsys, "spectrum", first, "--match", "*embed*")
+    assert "rank ceiling of this run: 16" in out  # it has no factors
+    for refused in (["--workers", "0"], ["--out", first], ["--out", first / "config.toml"], ["--threshold", "-1"]):
+        code, out, err = run(capsys, "spectrum", first, *refused)
+        assert (code, out, len(err.splitlines())) == (2, "", 1), refused
     code, _, err = run(capsys, "spectrum", second)
     assert (code, "is no run folder" in err) == (2, True)
 

@@ -234,10 +234,9 @@ class RunFolder:
         """The folder warm_start/ or final/. Raises BadInput where the run has not come that far."""
         status = self.status
         at = f"{self.state} at step {status.get('step', 0)} of {status.get('steps', '?')}"
-        lacks = (
-            "it has no" if self.ended else "run not finished; continue it with relora-lab train --resume; it has no"
-        )
-        require((self.path / which).is_dir(), f"{self.path}: {at}: {lacks} {which}/")
+        far = f"the run has {at}, but has" if self.ended else f"run not finished ({at}): it has"
+        go_on = "" if self.ended else "; continue it with relora-lab train --resume"
+        require((self.path / which).is_dir(), f"{self.path}: {far} no {which}/{go_on}")
         return self.path / which
 
     @property

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.checkpoints import ROUNDING, role_key
 from analysis.spectra import Comparison
+from analysis.spectra import of_run as comparison_of
 from relora_lab.runs import RunFolder
 
 MATRIX = ["matrix", "layer", "role", "rows", "cols"]
@@ -79,6 +80,15 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
         summed = matrices["matrix"].map(lambda name: pairs.get(name, 0) * method.rank)
         ceiling = ceiling.where(~matrices["matrix"].isin(list(pairs)) | (ceiling < summed), summed)
     return matrices[MATRIX].assign(ceiling=ceiling)
+
+
+def of_run(run: str | Path, threshold: float = 0.1) -> pd.DataFrame:
+    """A row a matrix of an ended run: rank, floor, ceiling, and below, above, total at the threshold."""
+    comparison = comparison_of(run)
+    ranks = numerical_ranks(comparison, merges=merges_since_reference(run))
+    ceilings = rank_ceilings(run, comparison.matrices)
+    counts = count_singular_values(comparison.spectra, threshold)
+    return ranks.merge(ceilings[["matrix", "ceiling"]]).merge(counts[["matrix", "below", "above", "total"]])
 
 
 def merges_since_reference(run: str | Path) -> int:

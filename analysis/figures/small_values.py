@@ -4,9 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.checkpoints import role_key
-from analysis.counts import count_singular_values, rank_ceilings
+from analysis.counts import of_run
 from analysis.figures import ONE_COLUMN, add_legend, by_label
-from analysis.spectra import of_run, with_weights
+from analysis.spectra import with_weights
 
 ORDER = 4
 SIZE = (ONE_COLUMN, 2.4)
@@ -61,10 +61,7 @@ def describe(frame: pd.DataFrame) -> str:
 
 
 def _of_run(run: pd.Series) -> pd.DataFrame:
-    comparison = of_run(run["path"])
-    counts = count_singular_values(comparison.spectra, THRESHOLD).dropna(subset="below")
-    ceilings = rank_ceilings(run["path"], comparison.matrices)[["matrix", "ceiling"]]
-    counts = counts.merge(ceilings).assign(label=run["label"])
+    counts = of_run(run["path"], THRESHOLD).dropna(subset="below").assign(label=run["label"])
     return counts.assign(at_least=counts["total"] - counts["ceiling"])
 
 

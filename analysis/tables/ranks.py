@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from analysis.counts import count_singular_values, merges_since_reference, numerical_ranks, rank_ceilings
-from analysis.spectra import of_run, with_weights
+from analysis.counts import of_run
+from analysis.spectra import with_weights
 
 ORDER = 3
 NOTE = (
@@ -18,7 +18,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label: n runs, reference step, matrices, rank and ceiling (ranges), counts below and above 0.1."""
     rows = []
     for label, group in with_weights(runs).groupby("label", observed=True):
-        matrices = pd.concat([_of_run(run) for _, run in group.iterrows()])
+        matrices = pd.concat([of_run(run.path).assign(run=run.run) for run in group.itertuples()])
+        matrices = matrices.astype({"below": float, "above": float})
         smaller, by_run = matrices[["rows", "cols"]].min(axis=1), matrices.groupby("run")
         rows.append(
             {
@@ -38,13 +39,3 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _of_run(run: pd.Series) -> pd.DataFrame:
-    """A row a matrix of a run: rank, ceiling, counts."""
-    comparison = of_run(run["path"])
-    ranks = numerical_ranks(comparison, merges=merges_since_reference(run["path"]))
-    ceilings = rank_ceilings(run["path"], comparison.matrices)
-    counts = count_singular_values(comparison.spectra)
-    frame = ranks.merge(ceilings[["matrix", "ceiling"]]).merge(counts[["matrix", "below", "above"]])
-    return frame.astype({"below": float, "above": float}).assign(run=run["run"])

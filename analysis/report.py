@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import pandas as pd
@@ -37,17 +37,13 @@ CSS_PIXELS = 140  # an inch of a figure on the page
 class Part:
     """A table (its text in `shown`) or a figure of the report; both absent where there is nothing to show."""
 
+    kind: Literal["tables", "figures"]  # the folder of its files
     name: str
     title: str
     note: str
     frame: pd.DataFrame
     shown: pd.DataFrame | None = None
     figure: figures.Figure | None = None
-
-    @property
-    def kind(self) -> str:
-        """The folder of its files."""
-        return "figures" if self.figure else "tables"
 
 
 def build(runs: pd.DataFrame | str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = False) -> Path:
@@ -79,11 +75,11 @@ def _part(module: ModuleType, runs: pd.DataFrame) -> Part:
     title = str(module.__doc__).splitlines()[0].rstrip(".")
     if not hasattr(module, "draw"):
         frame = module.table(runs)
-        return Part(name, title, NOTHING if frame.empty else module.NOTE, frame, _text(frame))
+        return Part("tables", name, title, NOTHING if frame.empty else module.NOTE, frame, _text(frame))
     frame = module.data(runs)
     if frame.empty:
-        return Part(name, title, NOTHING, frame)
-    return Part(name, title, module.describe(frame), frame, figure=figures.make(module, frame))
+        return Part("figures", name, title, NOTHING, frame)
+    return Part("figures", name, title, module.describe(frame), frame, figure=figures.make(module, frame))
 
 
 def _text(frame: pd.DataFrame) -> pd.DataFrame | None:
@@ -95,7 +91,9 @@ def _settings(runs: pd.DataFrame) -> Part:
     settings = [name for name in runs.columns if "." in name]
     differing = [name for name in settings if runs[name].nunique(dropna=False) > 1]
     frame = runs[["run", *differing]].convert_dtypes().rename(columns=lambda name: str(name).replace("_", " "))
-    return Part("settings", "What the runs differ by", "All other settings are the same.", frame, _text(frame))
+    return Part(
+        "tables", "settings", "What the runs differ by", "All other settings are the same.", frame, _text(frame)
+    )
 
 
 def _runs(runs: pd.DataFrame) -> Part:
@@ -107,7 +105,7 @@ def _runs(runs: pd.DataFrame) -> Part:
         state = f"{run.state} at step {run.step}" + (f": {run.reason}" if isinstance(run.reason, str) else "")
         rows.append({"run": run.run, "state": state, **versions, "threads": made.get("threads"), "folder": run.path})
     frame = pd.DataFrame(rows)
-    return Part("runs", "Runs", "Each folder holds its settings, logs and weights.", frame, _text(frame))
+    return Part("tables", "runs", "Runs", "Each folder holds its settings, logs and weights.", frame, _text(frame))
 
 
 def _about(runs: pd.DataFrame) -> str:
@@ -124,7 +122,7 @@ def _about(runs: pd.DataFrame) -> str:
 
 def _findings(parts: list[Part]) -> Iterator[str]:
     """Sentences that follow from the tables."""
-    frames = {part.name: part.frame for part in parts}
+    frames = {part.name: part.frame for part in parts if part.kind == "tables"}
     for _, row in tables.shown(frames["ranks"]).iterrows():
         if "rank" not in row or row["rank"] == "–":
             continue

@@ -224,8 +224,10 @@ def test_one_run_alone_and_one_that_never_began_have_a_report(copy, tmp_path, ke
     waiting = copy / "waiting"
     waiting.mkdir()
     shutil.copy(copy / keep / "config.toml", waiting)
-    text = report.build(waiting, tmp_path / "waiting").with_name("report.md").read_text()
-    assert "Nothing to show" in text
+    page = report.build(waiting, tmp_path / "waiting")
+    assert "Nothing to show" in page.with_name("report.md").read_text()
+    ids = re.findall(r'id="([^"]+)"', page.read_text())
+    assert len(ids) == len(set(ids)) > len(figures.available())
 
 
 def test_names_are_foreign_text(copy, tmp_path):

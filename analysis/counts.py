@@ -1,6 +1,5 @@
 """How many singular values are small, how many are not zero, and how many there can be."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,10 +63,10 @@ def numerical_ranks(comparison: Comparison, *, merges: int = 1) -> pd.DataFrame:
 def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
     """What rank ΔW of a run can have at most: matrix, layer, role, rows, cols, ceiling.
 
-    The sum of the ranks of the factor pairs that its cycles added since the reference, and no more than the
-    smaller side: c·r for ReLoRA after c cycles, r for LoRA, 2r for LoRA measured from a step at which its
-    factors were not zero (B₁A₁ − B₀A₀). The smaller side for methods whose ΔW is no such sum (full rank) and for
-    matrices that have no factors; missing where the run has lost its cycles.
+    The sum of what its cycles since the reference can have added, and no more than the smaller side: c·r for ReLoRA
+    after c cycles, 2·c·r for RePiSSA and ReLoQRa (each cycle adds B₁A₁ − B₀A₀), r for LoRA, 2r for LoRA measured
+    from a step at which its factors were not zero. The smaller side for methods whose ΔW is no sum of factor
+    pairs (full rank, ReDoRA) and for matrices that have no factors; missing where the run has lost its cycles.
     """
     folder = RunFolder(run)
     cycles = folder.cycle_facts(since=folder.config.training.reference)
@@ -75,10 +74,10 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
     ceiling = matrices[["rows", "cols"]].min(axis=1).astype("Int64")
     if method is not None and not cycles:
         ceiling[:] = pd.NA
-    elif method is not None and all(facts["factored"] for facts in cycles):
-        pairs = Counter(key.rpartition(".")[0] for facts in cycles for key in facts["scales"])
-        summed = matrices["matrix"].map(lambda name: pairs.get(name, 0) * method.rank)
-        ceiling = ceiling.where(~matrices["matrix"].isin(list(pairs)) | (ceiling < summed), summed)
+    elif method is not None and all(facts["adds_rank"] is not None for facts in cycles):
+        factored = {key.rpartition(".")[0] for facts in cycles for key in facts["scales"]}
+        summed = sum(facts["adds_rank"] for facts in cycles)
+        ceiling = ceiling.where(~matrices["matrix"].isin(factored) | (ceiling < summed), summed)
     return matrices[MATRIX].assign(ceiling=ceiling)
 
 

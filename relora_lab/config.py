@@ -7,7 +7,7 @@ import re
 import tomllib
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import tomli_w
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -137,13 +137,14 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 def _parse_table(table: str, cls: type, values: dict[str, Any]) -> Any:
     known = {part.name: part for part in fields(cls)}
+    types = get_type_hints(cls)  # a module may write its annotations as text
     for name in values:
         if name not in known:
-            raise BadInput(_unknown(name, table, list(known)))
+            raise BadInput(_unknown(name, table, cls))
     for name, part in known.items():
         if name not in values and part.default is MISSING and part.default_factory is MISSING:
             raise BadInput(f"{table}.{name}: is missing")
-    return cls(**{n: _parse_value(f"{table}.{n}", known[n].type, v) for n, v in values.items()})
+    return cls(**{n: _parse_value(f"{table}.{n}", types[n], v) for n, v in values.items()})
 
 
 def _parse_value(path: str, kind: Any, value: Any) -> Any:
@@ -181,15 +182,20 @@ def _show(value: Any) -> str:
     return kind + (text if len(text) <= 60 else text[:57] + "...")
 
 
-def _unknown(name: str, table: str | None, known: list[str] | None = None) -> str:
-    """Why a field is refused: it belongs to another table, or it is a slip of the pen."""
+def _unknown(name: str, table: str | None, cls: type = RunConfig) -> str:
+    """Why a field is refused: it belongs to another table or method, or it is a slip of the pen."""
     where = f"in [{table}]" if table else "at the top"
-    homes = {part.name: home for home, cls in TABLES.items() for part in fields(cls)}
-    for method in methods.available():
-        homes |= {part.name: "method" for part in fields(methods.options_class(method))}
-    near = difflib.get_close_matches(name, known or [part.name for part in fields(RunConfig)], 1)
-    if name in homes and homes[name] == table:
-        return f"method.{name}: is no setting of this method; it has {', '.join(known or []) or 'none'}"
+    known = [part.name for part in fields(cls)]
+    homes = {part.name: home for home, other in TABLES.items() for part in fields(other)}
+    owners = {method: {part.name for part in fields(methods.options_class(method))} for method in methods.available()}
+    having = [method for method, options in owners.items() if name in options]
+    if having and table == "method":
+        mine = cls.__module__.rpartition(".")[2]
+        return (
+            f"method.{name}: is no setting of {mine} but of {', '.join(having)}; it has {', '.join(known) or 'none'}"
+        )
+    homes |= {option: "method" for options in owners.values() for option in options}
+    near = difflib.get_close_matches(name, known, 1)
     if name in homes:
         return f"'{name}' belongs under '{homes[name]}', not {where}"
     near = near or difflib.get_close_matches(name, homes, 1)

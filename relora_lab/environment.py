@@ -34,8 +34,8 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     training = config.training
     decisive = fingerprint(training.device) | {"threads": training.threads}
     same = all(before.get(key, value) == value for key, value in decisive.items())
-    rank = config.low_rank.rank if config.low_rank else None
-    total, trained = sizes.count_parameters(config.model.shape, rank=rank, vocab_size=corpus.vocab_size)
+    size, vocab_size = config.model.shape, corpus.vocab_size
+    total, _ = sizes.count_parameters(size, vocab_size=vocab_size)
     later = "warm start" if training.reference == training.warm_start else "snapshot"
     return {
         "git_commit": _git_commit(),
@@ -50,7 +50,7 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
             "training_tokens": len(corpus.train),
             "held_out_tokens": len(corpus.held_out),
         },
-        "parameters": {"total": total, "trained": trained},
+        "parameters": {"total": total, "trained": config.method.trained(size, vocab_size)},
         "warm_start": "init" if training.reference == 0 else later,
     }
 

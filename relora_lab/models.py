@@ -32,9 +32,17 @@ def llama_config(size: sizes.Size | str, *, vocab_size: int = 32000) -> "LlamaCo
     )
 
 
-def build(size_or_config: Any, *, device: str = "cpu", seed: int = 0, vocab_size: int = 32000) -> "LlamaForCausalLM":
-    """A float32 LLaMA with fresh weights that are a function of `seed` alone; torch's global seed stays.
+def build(
+    size_or_config: Any,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    vocab_size: int = 32000,
+    dtype: torch.dtype = torch.float32,
+) -> "LlamaForCausalLM":
+    """A LLaMA with fresh weights that are a function of `seed` alone; torch's global seed stays.
 
+    Weights are drawn in float32, then rounded to `dtype`.
     `size_or_config` is a name of sizes.py, a Size (both with `vocab_size`), or a LlamaConfig (taken as it is).
     """
     from transformers import LlamaForCausalLM
@@ -45,4 +53,4 @@ def build(size_or_config: Any, *, device: str = "cpu", seed: int = 0, vocab_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return model.to(device)
+    return model.to(device, dtype)

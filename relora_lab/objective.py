@@ -32,6 +32,7 @@ class LanguageModelling:
         batch_size, length = config.data.batch_size, config.data.sequence_length
         seed = seeds.derive(config.training.seed, "data")
         self.classes = corpus.vocab_size
+        self._autocast = config.training.precision == "bf16-autocast"
         self.batch = data.Batches(corpus, batch_size=batch_size, sequence_length=length, seed=seed)
         self._held_out = list(
             data.held_out_batches(
@@ -44,7 +45,8 @@ class LanguageModelling:
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self._autocast):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
     @torch.no_grad()

@@ -51,19 +51,20 @@ def check_identity(folder: RunFolder, reference: int) -> float:
     """Check final − reference = Σ scale·B·A over the cycles since the reference, in float64.
 
     Returns the largest deviation, relative to the largest entry of that matrix. Raises RuntimeError, naming the
-    matrix, where it is more than the rounding of a float32 merge a cycle can explain.
+    matrix, where it is more than the rounding of a merge a cycle can explain.
     """
     cycles = [pairs for pairs, _ in folder.cycles(since=reference)]
     worst = 0.0
     for name in cycles[0] if cycles else []:
-        final = folder.weight("final", f"{name}.weight").double()
+        stored = folder.weight("final", f"{name}.weight")
+        final, dtype = stored.double(), stored.dtype
         deviation = final - folder.weight("warm_start", f"{name}.weight").double()
         largest = float(final.abs().max() + deviation.abs().max())
         for pairs in cycles:
             for B, A, scale in pairs[name]:
                 deviation -= scale * (B.double() @ A.double())
         relative = float(deviation.abs().max()) / largest
-        allowed = 8 * (len(cycles) + 1) * torch.finfo(torch.float32).eps
+        allowed = 8 * (len(cycles) + 1) * torch.finfo(dtype).eps
         if relative > allowed:
             raise RuntimeError(
                 f"{name}: final − reference differs from the sum of the cycles' updates by {relative:.1e} of the "

@@ -1,4 +1,4 @@
-"""A restart: merge, draw new factors, reset the optimizer. The learning rate's part is in schedule.py."""
+"""A restart: merge, make new factors, reset the optimizer. The learning rate's part is in schedule.py."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -25,12 +25,14 @@ def restart(
 ) -> ResetReport:
     """Begin cycle `cycle` (the first restart begins cycle 1): P1 Algorithm 1, lines 13 to 19.
 
-    New factors are a function of (seed, cycle, module name). Without `merge` the factors go on and only the
-    optimizer is reset. Returns the reset's report.
+    New factors are a function of (seed, cycle, module name, and of W where the method makes them out of it).
+    Without `merge` the factors go on and only the optimizer is reset. Returns the reset's report.
     """
     if merge:
         for name, layer in layers.items():
-            layer.restart(seeds.generator(seed, "factors", cycle, name))
+            for parameter, turned in layer.restart(seeds.generator(seed, "factors", cycle, name)).items():
+                if "exp_avg" in optimizer.state[parameter]:
+                    optimizer.state[parameter]["exp_avg"][turned] *= -1
     parameters: list[nn.Parameter] = []
     for layer in layers.values():
         parameters += [layer.lora_A, layer.lora_B] if reset_params == "AB" else [layer.lora_A]

@@ -7,9 +7,11 @@ Every error is one line that names its field.
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
 
 from relora_lab import methods, schedule, sizes
 from relora_lab.errors import BadInput, require
+from relora_lab.methods import full
 from relora_lab.methods._options import LowRankOptions, Options
 
 
@@ -125,7 +127,8 @@ class Training:
     """[training]: `warm_start` of the `steps` updates are full-rank, whatever the method.
 
     ΔW is measured from the merged weights at `reference_step` (default: the end of the warm start).
-    One thread by default, so that results do not depend on the machine's number of cores.
+    One thread by default, so that results do not depend on the machine's number of cores. `precision` "bf16-autocast"
+    computes in bfloat16 on float32 weights; "bf16" holds the weights in it too.
     """
 
     steps: int
@@ -134,6 +137,8 @@ class Training:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    precision: Literal["float32", "bf16-autocast", "bf16"] = "float32"
+    gradient_checkpointing: bool = False  # keep only each block's input, compute the rest again in the backward pass
     micro_batches: int = 1  # gradient accumulation: the batch is split into so many parts
     eval_every: int = 1000
     eval_tokens: int = 65536  # taken evenly from the held-out text; the same tokens at every evaluation
@@ -163,12 +168,17 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """[optimizer]: AdamW without weight decay. `lr` is the peak; low-rank phases use `low_rank_lr` (default: lr)."""
+    """[optimizer]: AdamW without weight decay. `lr` is the peak; low-rank phases use `low_rank_lr` (default: lr).
+
+    With `state_dtype` "bf16" and betas[1] = 0.999 the second moment never decays (x·0.999 rounds to x): P2's
+    "bf16 weights and states" rows are precision = "bf16" with that.
+    """
 
     lr: float
     low_rank_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    state_dtype: Literal["float32", "bf16"] = "float32"
     warmup_steps: int = 0
     min_ratio: float = 0.1
     clip: float = 1.0
@@ -225,6 +235,12 @@ class RunConfig:
             f"data.batch_size ({self.data.batch_size})",
         )
         phases = {"training.steps": self.training.steps}
+        self._check_rank()
+        require(
+            self.training.warm_start == 0 or bool(self.low_rank) or isinstance(self.method, full.Options),
+            f"training.warm_start: {self.method_name} trains at full rank from the start; to measure ΔW from a later "
+            "step use training.reference_step",
+        )
         if self.low_rank:
             self._check_low_rank(self.low_rank)
             phases["the low-rank phase"] = self.low_rank_steps
@@ -232,13 +248,16 @@ class RunConfig:
             warmup = self.optimizer.warmup_steps
             require(warmup < steps, f"optimizer.warmup_steps: {warmup} must be shorter than {phase} ({steps})")
 
-    def _check_low_rank(self, method: LowRankOptions) -> None:
+    def _check_rank(self) -> None:
+        rank = getattr(self.method, "rank", 0)
         for matrix in sizes.matrices(self.model.shape):
             most = min(matrix.rows, matrix.cols)
             require(
-                method.rank <= most,
-                f"method.rank: rank {method.rank} > min({matrix.rows}, {matrix.cols}) = {most} for {matrix.name}",
+                rank <= most,
+                f"method.rank: rank {rank} > min({matrix.rows}, {matrix.cols}) = {most} for {matrix.name}",
             )
+
+    def _check_low_rank(self, method: LowRankOptions) -> None:
         require(
             method.base == "random" or self.training.warm_start == 0,
             "method.base: a base of zero would throw the warm start away; set training.warm_start = 0",
@@ -276,7 +295,7 @@ class RunConfig:
 
     def warnings(self) -> list[str]:
         """What is allowed but seldom meant, a line each."""
-        found = []
+        found = self.method.warnings()
         if self.low_rank:
             every = self.low_rank.restart_every
             if every is not None and every >= self.low_rank_steps:

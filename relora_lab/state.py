@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from relora_lab import lowrank, models, schedule, seeds
 from relora_lab.lowrank import LowRankLinear
+from relora_lab.methods import full
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.optim import state as optimizer_state
+from relora_lab.precision import torch_dtype
 from relora_lab.settings import RunConfig
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # B, A by matrix
@@ -22,7 +24,8 @@ class TrainState:
     """Model, optimizer and position. `layers` is empty at full rank.
 
     `cycle` counts restarts. `cycle_start` is the step since which this cycle's change of the merged weights is
-    counted, and `start_factors` what B and A were then, where B·A was not zero.
+    counted, and `start_factors` what B and A were then, where B·A was not zero. `wrap_jump` is what wrapping did to
+    the loss.
     """
 
     config: RunConfig
@@ -33,6 +36,7 @@ class TrainState:
     cycle: int = 0
     cycle_start: int = 0
     start_factors: Factors = field(default_factory=dict)
+    wrap_jump: float | None = None
     diverged: str | None = None
 
     @property
@@ -59,40 +63,45 @@ class TrainState:
         """Copies of B and A."""
         return {n: (la.lora_B.detach().clone(), la.lora_A.detach().clone()) for n, la in self.layers.items()}
 
-    def begin_cycle(self) -> None:
-        """Count the change of the merged weights from here."""
+    def begin_cycle(self, *, factors_count: bool = False) -> None:
+        """Count the change of the merged weights from here; with `factors_count`, s·B·A as it is belongs to it."""
         self.cycle_start = self.step
-        moved = any(bool(layer.lora_B.any()) for layer in self.layers.values())
-        self.start_factors = self.factors() if moved else {}
+        begun = not factors_count and any(bool(layer.lora_B.any()) for layer in self.layers.values())
+        self.start_factors = self.factors() if begun else {}
 
 
 def initial(config: RunConfig, vocab_size: int) -> TrainState:
     """A model of fresh weights at step 0; seeded by (seed, "model")."""
+    training = config.training
     model = models.build(
         config.model.shape,
         vocab_size=vocab_size,
-        device=config.training.device,
-        seed=seeds.derive(config.training.seed, "model"),
+        device=training.device,
+        seed=seeds.derive(training.seed, "model"),
+        dtype=torch_dtype("bf16" if training.precision == "bf16" else "float32"),
     )
-    return TrainState(config, model, _adamw(config, model))
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Before the low-rank phase every method trains at full rank, with AdamW.
+    begins_with = full.Options() if config.low_rank else config.method
+    return TrainState(config, model, begins_with.optimizer(model, config.optimizer))
 
 
 def begin_low_rank(state: TrainState, method: LowRankOptions) -> None:
     """Wrap the model, with a fresh optimizer for all that is still trained: P1 Algorithm 1, lines 4 to 9."""
-    seed = state.config.training.seed
-    state.layers = lowrank.wrap(state.model, method.rank, method.alpha, seed=seed)
-    if method.base == "zero":
-        for name, layer in state.layers.items():
-            layer.start_from_zero(seeds.generator(seed, "factors", 0, name))
-    state.optimizer = _adamw(state.config, state.model)
-    state.begin_cycle()
+    state.layers = lowrank.wrap(
+        state.model, method.rank, method.alpha, seed=state.config.training.seed, layer=method.layer
+    )
+    state.optimizer = method.optimizer(state.model, state.config.optimizer)
+    state.begin_cycle(factors_count=not method.keeps_function)
 
 
 def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The state as named tensors and facts, for RunFolder.save_checkpoint."""
+    moments, numbers = optimizer_state.flatten(state.optimizer, state.trained)
     tensors = {
         "model": state.model.state_dict(),
-        "optimizer": optimizer_state.flatten(state.optimizer, state.trained),
+        "optimizer": moments,
         "start_factors": {
             f"{name}.{factor}": tensor
             for name, pair in state.start_factors.items()
@@ -103,6 +112,8 @@ def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
         "low_rank": bool(state.layers),
         "cycle": state.cycle,
         "cycle_start": state.cycle_start,
+        "wrap_jump": state.wrap_jump,
+        "optimizer": numbers,
         "diverged": state.diverged,
     }
     return tensors, facts
@@ -113,17 +124,9 @@ def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], fact
     if facts["low_rank"] and state.config.low_rank:
         begin_low_rank(state, state.config.low_rank)
     state.model.load_state_dict(tensors["model"])
-    optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]))
+    optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]), facts["optimizer"])
     saved, device = tensors["start_factors"], state.config.training.device
     names = sorted({key.rpartition(".")[0] for key in saved})
     state.start_factors = {n: (saved[f"{n}.B"].to(device), saved[f"{n}.A"].to(device)) for n in names}
     state.step, state.cycle, state.cycle_start = facts["step"], facts["cycle"], facts["cycle_start"]
-    state.diverged = facts["diverged"]
-
-
-def _adamw(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        trained, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=0.0, fused=True
-    )
+    state.wrap_jump, state.diverged = facts["wrap_jump"], facts["diverged"]

@@ -81,16 +81,30 @@ class Trainer:
                 self._checkpoint()
 
     def _arrive(self) -> None:
-        """What the step begins: the low-rank phase, ΔW. Done again by a run that resumes at this very step."""
+        """What the step begins: ΔW, the low-rank phase. Done again by a run that resumes at this very step.
+
+        ΔW counts from the weights before they are wrapped, unless those are thrown away.
+        """
         state, training = self.state, self.config.training
-        if self.method and not state.layers and state.step >= training.warm_start:
-            states.begin_low_rank(state, self.method)
-            self._evaluate()
-        if state.step == training.reference:
+        from_zero = self.method is not None and self.method.base == "zero"
+        if from_zero:
+            self._begin_low_rank()
+        already = state.layers and state.step == training.warm_start and not from_zero
+        if state.step == training.reference and not already:
             self._write_weights("warm_start")
             state.begin_cycle()
             if not (self.is_stage and state.step == self.until):  # who begins there will
                 self._evaluate()
+        self._begin_low_rank()
+
+    def _begin_low_rank(self) -> None:
+        """Wrap the model, if its time has come and it is not wrapped yet."""
+        state = self.state
+        if self.method and not state.layers and state.step >= self.config.training.warm_start:
+            self._evaluate()
+            before = self.objective.probe(state.model)
+            states.begin_low_rank(state, self.method)
+            state.wrap_jump = self.objective.probe(state.model) - before
 
     def _update(self) -> dict[str, Any] | None:
         """One update, as a line of metrics. None if loss or gradient are not finite: it is then not applied."""
@@ -126,8 +140,10 @@ class Trainer:
     def _after_update(self) -> None:
         """What the step ends: a cycle. And norms, evaluation and checkpoint where they are due."""
         step, training = self.state.step, self.config.training
-        if self.method and step in self.monitor.restarts:
-            self._restart(self.method)
+        updates = step - training.warm_start
+        method = self.method if 0 < updates < self.config.low_rank_steps else None
+        if method and (method.merges_after(updates) or method.restarts_after(updates)):
+            self._restart(method, updates)
         elif step % training.norms_every == 0:
             self._trace("trace")
         if step % training.eval_every == 0:
@@ -135,31 +151,37 @@ class Trainer:
         if step % training.checkpoint_every == 0 or step == self.until:
             self._checkpoint()
 
-    def _restart(self, method: LowRankOptions) -> None:
-        """End a cycle and begin the next, and write down what that did."""
-        state = self.state
-        self._trace("before")
+    def _restart(self, method: LowRankOptions, updates: int) -> None:
+        """End a cycle and begin the next, `updates` into the low-rank phase, and write down what that did."""
+        state, full_restart = self.state, method.restarts_after(updates)
+        norms = self._trace("before")
         pairs, loss_before = records.cycle_pairs(state), self.objective.probe(state.model)
         report = restart(
             state.layers,
             state.optimizer,
             cycle=state.cycle + 1,
             seed=self.config.training.seed,
-            merge=method.merges,
-            reset=method.optimizer_reset,
+            merge=method.merges_after(updates),
+            reset=method.optimizer_reset if full_restart else "none",
             ratio=method.reset_ratio,
             mask=method.reset_mask,
             reset_params=method.reset_params,
         )
         loss_after = self.objective.probe(state.model)
-        jump = {
-            "loss_before": loss_before,
-            "loss_after": loss_after,
-            "function_jump": loss_after - loss_before,
-        }
-        self._write_cycle(pairs, merged=method.merges, **vars(report), **jump)
+        self._write_cycle(
+            method,
+            pairs,
+            event="restart" if full_restart else "merge",
+            merged=method.merges_after(updates),
+            **vars(report),
+            loss_before=loss_before,
+            loss_after=loss_after,
+            function_jump=loss_after - loss_before,
+            sBA=math.hypot(*(row["sBA"] for row in norms)),
+            quantisation_error=max(layer.quantisation_error for layer in state.layers.values()),
+        )
         state.cycle += 1
-        state.begin_cycle()
+        state.begin_cycle(factors_count=not method.keeps_function)
         self._trace("after")
 
     def _close(self) -> None:
@@ -167,20 +189,22 @@ class Trainer:
         state, folder, training = self.state, self.folder, self.config.training
         facts: dict[str, Any] = {"reason": state.diverged} if state.diverged else {}
         if not self.is_stage:
-            if state.layers:
-                self._write_cycle(records.cycle_pairs(state), merged=False)
+            if self.method and state.layers:
+                self._write_cycle(self.method, records.cycle_pairs(state), merged=False)
             self._evaluate()
             self._write_weights("final")
-            if state.layers and training.warm_start <= training.reference <= state.step:
+            if self.method and state.layers and self._factored(self.method) and training.reference <= state.step:
                 facts["identity_deviation"] = records.check_identity(folder, training.reference)
         folder.finish()
         self._note("diverged" if state.diverged else "finished", **facts)
 
     # ---- what it writes
 
-    def _trace(self, moment: str) -> None:
-        for row in records.norms(self.state, self.folder, moment):
+    def _trace(self, moment: str) -> list[dict[str, Any]]:
+        rows = list(records.norms(self.state, self.folder, moment))
+        for row in rows:
             self.folder.logs.append("norms", row)
+        return rows
 
     def _evaluate(self) -> None:
         state = self.state
@@ -203,12 +227,29 @@ class Trainer:
         tensors, text = merged_state_dict(model), model.config.to_json_string()
         self.folder.write_weights(which, text, tensors, self.tokenizer_folder)
 
-    def _write_cycle(self, pairs: records.Pairs, **facts: Any) -> None:
+    def _write_cycle(self, method: LowRankOptions, pairs: records.Pairs, **facts: Any) -> None:
+        """The newest cycle, ended here: its factor pairs and, beside `facts`, whether they sum up to its change."""
         state = self.state
-        span = {"cycle": state.cycle + 1, "start": state.cycle_start, "end": state.step, "lr": self._lr}
-        # Full-rank steps after the reference are in ΔW and in no cycle.
-        factored = self.config.training.reference >= self.config.training.warm_start
-        self.folder.write_cycle(state.cycle + 1, pairs, {**span, "factored": factored, **facts})
+        span: dict[str, Any] = {
+            "cycle": state.cycle + 1,
+            "start": state.cycle_start,
+            "end": state.step,
+            "lr": self._lr,
+        }
+        if state.cycle == 0:
+            span["wrap_jump"] = state.wrap_jump
+        bound = method.rank * max(map(len, pairs.values())) if self._sum_of_pairs(method) else None
+        about = {"factored": self._factored(method), "adds_rank": bound}
+        self.folder.write_cycle(state.cycle + 1, pairs, {**span, **about, **facts})
+
+    def _sum_of_pairs(self, method: LowRankOptions) -> bool:
+        """Is ΔW a sum of factor pairs? Not of rescaled or rounded W, nor with full-rank steps after the reference."""
+        training = self.config.training
+        return training.reference >= training.warm_start and not (method.rescales or method.quantise)
+
+    def _factored(self, method: LowRankOptions) -> bool:
+        """Is it s(B_end·A_end − B_start·A_start), summed over cycles? Where the function jumps, the start is left."""
+        return self._sum_of_pairs(method) and method.keeps_function
 
     def _note(self, state: str, **facts: Any) -> None:
         self.folder.write_status(state, step=self.state.step, steps=self.until, **facts)

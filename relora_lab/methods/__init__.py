@@ -3,9 +3,15 @@
 import difflib
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from relora_lab.errors import BadInput
-from relora_lab.methods._options import Options
+from relora_lab.errors import BadInput, require
+from relora_lab.methods._options import LowRankOptions, Options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from relora_lab.lowrank import LowRankLinear
 
 
 def available() -> list[str]:
@@ -26,3 +32,18 @@ def options_class(name: str) -> type[Options]:
 def name_of(options: Options) -> str:
     """The method's name: that of the file which defines its Options."""
     return type(options).__module__.rpartition(".")[2]
+
+
+def layer(name: str, base: "nn.Linear", rank: int, alpha: float | None = None, **options: Any) -> "LowRankLinear":
+    """The low-rank layer of a method in place of `base` (its weight is taken over, not copied).
+
+    It has lora_A (r, in), lora_B (out, r), the frozen weight (out, in), magnitude (out,) where the method has one,
+    merged_weight() and restart(generator). `options` are fields of the method's Options. Raises BadInput for a
+    method without layers, ValueError for a rank that the matrix cannot have.
+    """
+    cls = options_class(name)
+    require(issubclass(cls, LowRankOptions), f"method.name: {name} trains whole matrices; it has no low-rank layer")
+    # When to restart is up to who calls restart().
+    made: Any = cls(**{"rank": rank, "alpha": alpha, "restart_every": 1, "restart_warmup": 0, **options})
+    wrapped: LowRankLinear = made.layer(base)
+    return wrapped

@@ -22,7 +22,10 @@ def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
 
     Raises BadInput, naming the row, before anything runs.
     """
-    table = tomllib.loads(text)
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the grid is not valid TOML: {error}") from None
     unknown = set(table) - {"seeds", "base", "rows"}
     require(not unknown, f"unknown field '{min(unknown, default='')}'; a grid has seeds, base and rows")
     rows, seeds = table.get("rows", {}), seeds or table.get("seeds", [0])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def llama_config(size: sizes.Size | str, *, vocab_size: int = 32000) -> "LlamaConfig":
-    """The transformers configuration of a size: RMS eps 1e-6, untied head (METHODS of P1)."""
+    """The transformers configuration of a size: RMS eps 1e-6, untied head (P1 §4)."""
     from transformers import LlamaConfig  # takes seconds to import; settings are checked before
 
     size = sizes.resolve(size) if isinstance(size, str) else size

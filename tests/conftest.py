@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import settings
 
@@ -23,6 +24,11 @@ GOLDEN = ROOT / "tests" / "golden"
 def golden(name: str) -> Any:
     """A golden file's JSON."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def tensors(name: str) -> dict[str, torch.Tensor]:
+    """A golden file's tensors."""
+    return safetensors.torch.load_file(GOLDEN / f"{name}.safetensors")
 
 
 @pytest.fixture

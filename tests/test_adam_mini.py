@@ -5,10 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, T5Config, T5EncoderModel
 
@@ -46,7 +45,7 @@ def counts(model: nn.Module, partition: str = "paper") -> dict[str, int]:
 
 
 def expected(model: nn.Module, partition: str, heads: int = 4, kv_heads: int = 4) -> dict[str, int]:
-    """METHODS' partition of a plain LLaMA, by the names that transformers gives."""
+    """The partition of a plain LLaMA, by the names that transformers gives."""
     by_name = {}
     for name, p in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
@@ -77,7 +76,7 @@ def deviation(a, b) -> float:
 
 
 def test_equals_the_public_code():
-    g = load_file(GOLDEN / "adam_mini_v1.0.4_kv4_wd0.0.safetensors")
+    g = tensors("adam_mini_v1.0.4_kv4_wd0.0")
     model = llama()
     parameters = dict(model.named_parameters())
     assert {key.partition("/")[2] for key in g} == set(parameters)

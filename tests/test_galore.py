@@ -1,4 +1,4 @@
-"""GaLore: the public code's numbers, METHODS §3 written out once more in numpy, and what a refresh may do."""
+"""GaLore: the public code's numbers, the definition written out once more in numpy, and what a refresh may do."""
 
 import copy
 import io
@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import nn
 
 from relora_lab.optim.adamw import AdamW
 from relora_lab.optim.galore import GaLore, ProjectionError, refresh_schedule
 
-# What METHODS §3 counts out for P2's settings.
+# P2's settings, counted out.
 P2_REFRESHES = [
     0,
     50,
@@ -71,7 +70,7 @@ def trajectory(w0, grads, inject=(), **options) -> tuple[torch.Tensor, list[dict
 def naive(
     w0, grads, *, rank, gap, right, scale, feedback=0.0, decay=0.0, grows=None
 ) -> tuple[np.ndarray, list, list]:
-    """METHODS §3 in numpy and float64: weights of each step, residuals, projectors."""
+    """The definition in numpy and float64: weights of each step, residuals, projectors."""
     W, lr, last = w0.numpy().copy(), 0.01, None
     S, m, v = np.zeros_like(W), 0.0, 0.0
     weights, residuals, projectors = [], [], []
@@ -108,7 +107,7 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_equals_the_public_code():
-    g = load_file(GOLDEN / "galore_tall_std.safetensors")
+    g = tensors("galore_tall_std")
     weights, states, _ = trajectory(g["w0"], g["grads"], g["proj"], rank=4, gap=10, scale=0.25)
     assert deviation(weights, g["weights"]) < 2e-6
     for key in ("exp_avg", "exp_avg_sq"):
@@ -116,7 +115,7 @@ def test_equals_the_public_code():
 
 
 def test_equals_the_public_code_without_its_projectors_until_the_first_refresh_after_step_0():
-    g = load_file(GOLDEN / "galore_tall_std.safetensors")
+    g = tensors("galore_tall_std")
     weights, *_ = trajectory(g["w0"], g["grads"], rank=4, gap=10, scale=0.25)
     assert deviation(weights[:10], g["weights"][:10]) < 2e-6
 
@@ -130,7 +129,7 @@ def test_equals_the_public_code_without_its_projectors_until_the_first_refresh_a
     ],
 )
 def test_equals_the_definitions(name, options, injected):
-    g = load_file(GOLDEN / f"{name}.safetensors")
+    g = tensors(name)
     weights, states, _ = trajectory(g["w0"], g["grads"], g["proj"] if injected else (), rank=4, scale=1.0, **options)
     assert weights.dtype == torch.float64
     assert deviation(weights, g["weights"]) < 1e-12

@@ -17,8 +17,9 @@ class Options(_options.LowRankOptions):
     merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        name = type(self).__module__.rpartition(".")[2]
         require(
             self.restart_every is not None,
-            "method.restart_every: relora needs it; to train without restarts use method.name = 'lora'",
+            f"method.restart_every: {name} needs it; to train without restarts use method.name = 'lora'",
         )
         super().__post_init__()

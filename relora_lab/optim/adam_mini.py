@@ -27,7 +27,8 @@ def blocks(model: nn.Module, partition: str = "paper") -> list[dict[str, Any]]:
     the attention modules of LLaMA's and T5's kind. A tied tensor comes once; frozen ones do not come.
 
     Raises ValueError for an unknown partition, low-rank factors, a model said to have attention heads in which no
-    attention module is known, and heads that do not divide a projection. Source: METHODS §3, Adam-mini 1.0.4, 1.1.
+    attention module is known, and heads that do not divide a projection.
+    Source: Zhang et al. 2024; adam-mini 1.0.4 ("paper": what P2 used) and 1.1.
     """
     require(partition in PARTITIONS, f"partition: unknown '{partition}'; one of {', '.join(PARTITIONS)}")
     for name in low_rank_layers(model):
@@ -98,7 +99,7 @@ class AdamMini(AdamBase):
 
     State: step (int), exp_avg (the parameter's shape), exp_avg_sq (one number a block), both in `state_dtype`
     (None: the parameter's dtype); updates are in float32 or wider. Raises ValueError naming a hyper-parameter that
-    cannot be used, or a parameter that its group's `blocks` does not divide. Source: METHODS §3.
+    cannot be used, or a parameter that its group's `blocks` does not divide.
     """
 
     def __init__(

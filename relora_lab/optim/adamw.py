@@ -123,7 +123,7 @@ class AdamW(AdamBase):
     Each step widens a parameter and its moments to float32 (or wider), updates, and rounds back; `state_dtype`
     None is the parameter's dtype. State: step (int), exp_avg, exp_avg_sq (both of the parameter's shape).
     Raises ValueError naming a hyper-parameter that cannot be used. In bfloat16 with β2 = 0.999 the second
-    moment never decays (METHODS §4): that is what P2 ran. Source: Loshchilov and Hutter 2019.
+    moment never decays (x·0.999 rounds to x): that is what P2 ran. Source: Loshchilov and Hutter 2019.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def gap_after(t: int, gap: int, *, dynamic: bool, dynamic_from: int, dynamic_max
 def refresh_schedule(
     gap: int, total_steps: int, *, dynamic: bool = False, dynamic_from: int = 200, dynamic_max: int = 2500
 ) -> list[int]:
-    """The 0-based steps of `total_steps` at which GaLore refreshes a projector (METHODS §3, P2's dynamics).
+    """The 0-based steps of `total_steps` at which GaLore refreshes a projector (P2 §4.2).
 
     Raises ValueError as GaLore does for the same settings.
     """
@@ -109,7 +109,8 @@ class GaLore(AdamBase):
     `state_dtype` (None: the parameter's); `injected` while a projector waits for the next refresh.
     A refresh at a gradient of zeros keeps the projector and stays due; without one yet, the parameter is left as
     it is. `status` counts both. Raises ValueError for a rank, matrix or setting that cannot be used,
-    ProjectionError from step() before anything of the parameter is changed. Source: METHODS §3, P2.
+    ProjectionError from step() before anything of the parameter is changed.
+    Source: Zhao et al. 2024 (galore-torch 1.0); P2 §4.2.
     """
 
     def __init__(

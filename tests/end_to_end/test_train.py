@@ -178,7 +178,7 @@ def test_every_combination_of_the_toggles_trains(tmp_path, tiny, method, reset, 
     ],
 )
 def test_delta_w_from_any_reference_and_base(tmp_path, tiny, method, training, rank, kind):
-    """Ranks as METHODS §6 bounds them: 2r for LoRA from a reference where B·A is not zero, and so for a cycle."""
+    """Ranks as factor pairs bound them: 2r for LoRA from a reference where B·A is not zero, and so for a cycle."""
     config = changed(tiny, method=method, training={"warm_start": 20 if method["name"] != "full" else 0} | training)
     folder = RunFolder(train.run(config, tmp_path / "run"))
     assert folder.state == "finished"

@@ -5,7 +5,6 @@ import sys
 import time
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from relora_lab import process, records
@@ -19,6 +18,7 @@ from relora_lab.objective import LanguageModelling
 from relora_lab.restart import restart
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
+from relora_lab.update import update
 
 HEARTBEAT_SECONDS = 2.0
 
@@ -109,32 +109,22 @@ class Trainer:
     def _update(self) -> dict[str, Any] | None:
         """One update, as a line of metrics. None if loss or gradient are not finite: it is then not applied."""
         state, started = self.state, time.perf_counter()
-        self._lr = state.lr
-        for group in state.optimizer.param_groups:
-            group["lr"] = self._lr
-        batch = self.objective.batch(state.step).to(self.config.training.device)
-        parts = batch.chunk(self.config.training.micro_batches)
-        loss = torch.zeros((), device=batch.device)
-        for part in parts:
-            part_loss = self.objective.loss(state.model, part) / len(parts)
-            part_loss.backward()
-            loss += part_loss.detach()
-        trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimizer.clip)
-        line = {"step": state.step + 1, "loss": float(loss), "lr": self._lr, "grad_norm": float(norm)}
-        not_finite = [name for name in ("loss", "grad_norm") if not math.isfinite(line[name])]
-        if not_finite:
-            state.diverged = f"{not_finite[0]} of update {line['step']} is {line[not_finite[0]]}"
-        else:
-            state.optimizer.step()
-            state.step += 1
-        state.optimizer.zero_grad()
-        if state.diverged:
+        found = update(state, self.objective)
+        self._lr = found.lr
+        if not found.applied:
+            name = "grad_norm" if math.isfinite(found.loss) else "loss"
+            state.diverged = f"{name} of update {state.step + 1} is {getattr(found, name)}"
             return None
-        line["tokens"] = state.step * batch.numel()
-        line["tokens_per_second"] = round(batch.numel() / (time.perf_counter() - started))
+        line = {
+            "step": state.step,
+            "loss": found.loss,
+            "lr": found.lr,
+            "grad_norm": found.grad_norm,
+            "tokens": state.step * found.tokens,
+            "tokens_per_second": round(found.tokens / (time.perf_counter() - started)),
+        }
         self.folder.logs.append("metrics", line)
-        state.diverged = self.monitor.update(state.step, line["loss"])
+        state.diverged = self.monitor.update(state.step, found.loss)
         return line
 
     def _after_update(self) -> None:

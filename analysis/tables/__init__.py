@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-DIGITS = {"loss": 4, "difference": 4, "interval": 4, "below_percent": 1, "P1_below_percent": 1}
+DIGITS = {"loss": 4, "difference": 4, "interval": 4, "below_percent": 1, "P1_below_percent": 1, "zeroed_percent": 1}
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 
 
@@ -76,5 +76,8 @@ def show(value: Any, digits: int = 3) -> str:
     if isinstance(value, int | np.integer):
         return f"{value:,}".replace("-", "−")
     if isinstance(value, float | np.floating):
-        return f"{value:,.{digits}f}".replace("-", "−")
+        number = float(value)
+        small = 0 < abs(number) < 0.5 * 10.0**-digits  # which 0.000 would hide
+        text = f"{number:.1e}".replace("e-0", "e-") if small else f"{number:,.{digits}f}"
+        return text.replace("-", "−")
     return str(value)

@@ -7,6 +7,7 @@ from analysis.load import TOGGLES
 from analysis.statistics import paired_difference, summarise
 
 ORDER = 2
+METHODS = ("full", "lora", "low_rank", "relora")  # P1's
 NOTE = (
     "difference: held-out loss (nats) less that of the row under less, paired by seed; interval: its 95 % t "
     "interval; signs: seeds in which it is below / above zero. P1: 130M on C4, printed; its row without warm start "
@@ -16,29 +17,29 @@ NOTE = (
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label of one size: its ingredients, n, perplexity, paired difference of loss, P1's perplexity."""
-    runs = runs[~runs["control"]]
+    runs = runs[~runs["control"] & runs["method"].isin(METHODS)]
     if runs.empty:
         return pd.DataFrame(columns=["label", "difference"])
     measured = summarise(runs, "perplexity")
     first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
     less = reference(runs)
-    differences = pd.DataFrame([_difference(runs, label, less) for label in measured["label"]])
+    differences = pd.DataFrame([difference(runs, label, less) for label in measured["label"]])
     printed = paper.table("P1", "Table 6")["perplexity"]
-    known = first["method"].isin(["full", "lora", "low_rank", "relora"])
-    words = [paper.toggles_in_words(run) if k else None for (_, run), k in zip(first.iterrows(), known, strict=True)]
+    words = [paper.toggles_in_words(run) for _, run in first.iterrows()]
     columns = ["n", "perplexity", "perplexity_error", "remark"]
     parts = [measured[["label"]], first[list(TOGGLES)], measured[columns], differences]
     return pd.concat([*parts, printed.reindex(words).reset_index(drop=True).rename("P1 perplexity")], axis=1)
 
 
 def reference(runs: pd.DataFrame) -> str | None:
-    """The label that others are compared with: the finished run with most ingredients; None where none has any."""
-    runs = runs[runs["state"] == "finished"]
+    """The label that others are compared with: P1's finished run with most ingredients; None where none has any."""
+    runs = runs[(runs["state"] == "finished") & runs["method"].isin(METHODS)]
     ingredients = runs[list(TOGGLES)].sum(axis=1)
     return str(runs.loc[ingredients.idxmax(), "label"]) if len(runs) and ingredients.max() > 0 else None
 
 
-def _difference(runs: pd.DataFrame, label: str, less: str | None) -> dict[str, object]:
+def difference(runs: pd.DataFrame, label: str, less: str | None) -> dict[str, object]:
+    """Loss of `label` less that of `less`, paired by seed, with interval and signs; None for another size."""
     sizes = [set(runs.loc[runs["label"] == one, "parameters"]) for one in (label, less)]
     if less is None or label == less or sizes[0] != sizes[1]:  # another model tells nothing of an ingredient
         return {"difference": None, "less": None, "interval_low": None, "interval_high": None, "signs": None}

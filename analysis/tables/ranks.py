@@ -5,7 +5,7 @@ import pandas as pd
 from analysis.counts import of_run
 from analysis.spectra import with_weights
 
-ORDER = 3
+ORDER = 4
 NOTE = (
     "ΔW = W at the end − W at the reference step, of merged weights; ranges run over the matrices and seeds. "
     "ceiling: the sum of the ranks of the factor pairs that made ΔW (for full-rank methods the smaller side). "

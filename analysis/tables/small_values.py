@@ -8,7 +8,7 @@ from analysis.counts import count_singular_values, relative_threshold
 from analysis.spectra import of_runs
 from analysis.statistics import standard_error
 
-ORDER = 4
+ORDER = 5
 THRESHOLD = 0.1
 NOTE = (
     "Summed over layers, mean ± standard error over seeds; below is σ < τ, above σ ≥ τ, together all of them. "

@@ -7,7 +7,7 @@ import torch
 from conftest import changed, tiny_tables
 from test_repeat import content, in_child
 
-from analysis import counts, spectra
+from analysis import counts, load_runs, spectra, tables
 from relora_lab import methods, train
 from relora_lab.errors import BadInput
 from relora_lab.optim.galore import refresh_schedule
@@ -149,6 +149,34 @@ def test_online_relora_merges_between_restarts_and_keeps_its_moments(ended):
     merges = [(5, "merge"), (10, "merge"), (14, "restart"), (15, "merge"), (20, "merge"), (25, "merge")]
     assert spans == [*merges, (28, "restart"), (30, "merge"), (35, "merge"), (40, None)]
     assert all((one["zeroed"] == one["entries"]) == (one["event"] == "restart") for one in facts[1:-1])
+
+
+def test_the_table_of_restarts_says_what_the_folders_say(ended):
+    names = ["lora-warm", "online-relora", "reloqra-paper", "relora-int8"]
+    table = tables.load("restarts").table(load_runs([ended(name).path for name in names])).set_index("label")
+    assert set(table.index) == set(names[1:])  # LoRA has none
+    for name in names[1:]:
+        *facts, _ = ended(name).cycle_facts()
+        jumps, row = [one["function_jump"] for one in facts], table.loc[name]
+        assert (row["jump_low"], row["jump_high"]) == (min(jumps), max(jumps))
+        assert row["restarts"] == 2
+        assert row["merges"] == len(facts)
+        assert row["wrap_jump_low"] == facts[0]["wrap_jump"]
+        assert row["zeroed_percent"] == 100
+    assert table.loc["online-relora", "merges"] == 9
+    assert table.loc["relora-int8", "quantisation_error"] > 0
+    assert tables.shown(table.reset_index())["quantisation error"].tolist()[0] == "–"
+
+
+def test_the_table_of_methods_compares_with_relora(ended):
+    names = ["full", "relora", "repissa", "galore", "adam-mini"]
+    table = tables.load("methods").table(load_runs([ended(name).path for name in names])).set_index("label")
+    for name in names:
+        less = ended(name).final_evaluation["loss"] - ended("relora").final_evaluation["loss"]
+        assert table.loc[name, "loss"] == ended(name).final_evaluation["loss"]
+        if name != "relora":
+            assert table.loc[name, "difference"] == pytest.approx(less)
+    assert tables.load("methods").table(load_runs([ended(name).path for name in names[:2]])).empty
 
 
 @pytest.mark.parametrize("name", ["relora-int8", "repissa-nf4"])

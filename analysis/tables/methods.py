@@ -1,0 +1,25 @@
+"""All methods, each against ReLoRA, paired by seed."""
+
+import pandas as pd
+
+from analysis.statistics import summarise
+from analysis.tables import ablation
+
+ORDER = 3
+NOTE = (
+    "Mean ± standard error over the n seeds that finished. difference: held-out loss (nats) less that of ReLoRA (the "
+    "row under less), paired by seed; interval: its 95 % t interval; signs: seeds in which it is below / above "
+    "zero. trained: weights that are trained (after the warm start)."
+)
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a label: method, trained weights, n, loss, perplexity, difference. Empty if all methods are P1's."""
+    less = ablation.reference(runs)
+    if less is None or set(runs["method"]) <= set(ablation.METHODS):
+        return pd.DataFrame()
+    measured = summarise(runs, "loss", "perplexity")
+    first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
+    differences = pd.DataFrame([ablation.difference(runs, label, less) for label in measured["label"]])
+    about = first[["method", "trained"]].astype({"trained": "Int64"})
+    return pd.concat([measured[["label"]], about, measured.drop(columns="label"), differences], axis=1)

@@ -1,0 +1,213 @@
+"""Throughput of full-rank training, GaLore and ReLoRA by rank and micro-batch: the cells of P2's Table 2.
+
+    python -m experiments.benchmarks.throughput        # at a size that a laptop trains; P2's own on a GPU:
+    python -m experiments.benchmarks.throughput --size 350M --micro-batch 24 --sequence 256 --device cuda \\
+        --precision bf16-autocast --vocabulary 32000
+
+An example is a sequence; a step is a whole optimizer step: 6 of the smaller micro-batch or 3 of the larger, as each
+of P2's devices had. Cells are timed in one process, in turns, one step of each, after warm-up steps: medians. On a
+CPU, it is CPU time of one thread, which a busy machine disturbs least. Peak memory is that of a process of the cell's
+own. `of full` is the ratio to full-rank training at the smaller micro-batch; P2's is beside it, as printed (V100,
+350M, micro-batch 24 and 48). `adjusted` counts the third of a run that is a full-rank warm start:
+1/(f/T_full + (1 − f)/T), f = 0.33 (P1 Table 7).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from relora_lab import config, process, sizes
+from relora_lab import state as states
+from relora_lab.data import Corpus
+from relora_lab.objective import LanguageModelling
+from relora_lab.settings import RunConfig
+from relora_lab.state import TrainState
+from relora_lab.update import update
+
+WARM_START = 0.33
+ACCUMULATED = 6  # of the smaller micro-batch: P2's 1152 sequences on 8 devices are 6 × 24, or 3 × 48, on each
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is timed: a method at d/r (None: no rank) with so many sequences a step."""
+
+    method: str
+    ratio: int | None
+    micro_batch: int
+
+
+def printed() -> dict[Cell, float]:
+    """P2's Table 2: cells and their examples a second."""
+    text = files("experiments").joinpath("papers/approximations.toml").read_text(encoding="utf-8")
+    (table,) = (table for table in tomllib.loads(text)["tables"] if table["table"] == "Table 2")
+    return {Cell(row[0], row[2] or None, row[3]): row[4] for row in table["rows"].values()}
+
+
+def cells(micro_batch: int) -> list[Cell]:
+    """P2's, with `micro_batch` in place of its 24 and the double in place of its 48."""
+    smallest = min(cell.micro_batch for cell in printed())
+    return [replace(cell, micro_batch=micro_batch * cell.micro_batch // smallest) for cell in printed()]
+
+
+def settings(cell: Cell, given: argparse.Namespace) -> RunConfig:
+    """The run of a cell: no restart comes, GaLore refreshes every 50 updates as in P2."""
+    methods: dict[str, dict[str, Any]] = {
+        "full": {},
+        "galore": {"gap": 50, "scale": 1.0},
+        "relora": {"restart_every": 10**6},
+    }
+    method = {"name": cell.method, **methods[cell.method]}
+    if cell.ratio:
+        method["rank"] = sizes.resolve(given.size).hidden // cell.ratio
+    batch = ACCUMULATED * given.micro_batch
+    training = {
+        "steps": 10**7,
+        "device": given.device,
+        "precision": given.precision,
+        "micro_batches": batch // cell.micro_batch,
+        "eval_tokens": given.sequence,
+    }
+    return config.parse(
+        {
+            "model": {"size": given.size},
+            "data": {"sequence_length": given.sequence, "batch_size": batch},
+            "method": method,
+            "training": training,
+            "optimizer": {"lr": 1e-4},
+        }
+    )
+
+
+def random_text(folder: Path, vocabulary: int, tokens: int) -> Corpus:
+    """A corpus of random tokens: what they are costs nothing."""
+    drawn = np.random.default_rng(0).integers(vocabulary, size=tokens, dtype=np.uint16)
+    for part in ("train", "held_out"):
+        drawn.tofile(folder / f"{part}.bin")
+    return Corpus(folder, vocabulary, "random")
+
+
+def begin(cell: Cell, given: argparse.Namespace, corpus: Corpus) -> tuple[TrainState, LanguageModelling]:
+    """A model in training, low-rank from the start."""
+    run = settings(cell, given)
+    objective, state = LanguageModelling(run, corpus), states.initial(run, corpus.vocab_size)
+    if run.low_rank:
+        states.begin_low_rank(state, run.low_rank)
+    state.model.train()
+    return state, objective
+
+
+def seconds(state: TrainState, objective: LanguageModelling) -> float:
+    """One optimizer step."""
+    on_gpu = state.config.training.device != "cpu"
+    clock = time.perf_counter if on_gpu else time.process_time
+    started = clock()
+    update(state, objective)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - started
+
+
+def speeds(given: argparse.Namespace, corpus: Corpus) -> dict[Cell, float]:
+    """Examples a second of every cell, timed in turns."""
+    running = {cell: begin(cell, given, corpus) for cell in cells(given.micro_batch)}
+    for _ in range(given.warmup):
+        for training in running.values():
+            update(*training)
+    times: dict[Cell, list[float]] = {cell: [] for cell in running}
+    for _ in range(given.steps):
+        for cell, training in running.items():
+            times[cell].append(seconds(*training))
+    return {cell: ACCUMULATED * given.micro_batch / statistics.median(found) for cell, found in times.items()}
+
+
+def peak(cell: Cell, given: argparse.Namespace, corpus: Corpus) -> int:
+    """Bytes that training takes at most, in this process."""
+    update(*begin(Cell("full", None, 1), argparse.Namespace(**{**vars(given), "size": "demo"}), corpus))  # libraries
+    process.reset_peak(given.device)
+    before = process.peak_bytes(given.device)
+    training = begin(cell, given, corpus)
+    for _ in range(3):
+        update(*training)
+    return process.peak_bytes(given.device) - (before if given.device == "cpu" else 0)
+
+
+def peak_alone(cell: Cell, arguments: list[str]) -> int:
+    """`peak` in a process of its own."""
+    command = [sys.executable, "-m", __spec__.name, *arguments, "--peak-of", json.dumps(asdict(cell))]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # so that what is freed goes back
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def rows(given: argparse.Namespace, arguments: list[str], corpus: Corpus) -> list[dict[str, Any]]:
+    """A row a cell."""
+    found = speeds(given, corpus)
+    full = found[Cell("full", None, given.micro_batch)]
+    paper = list(printed().values())
+    table = []
+    for theirs, (cell, speed) in zip(paper, found.items(), strict=True):
+        adjusted = 1 / (WARM_START / full + (1 - WARM_START) / speed) if cell.method == "relora" else speed
+        table.append(
+            {
+                "method": cell.method,
+                "d/r": cell.ratio,
+                "micro-batch": cell.micro_batch,
+                "examples/s": speed,
+                "tokens/s": speed * given.sequence,
+                "of full": speed / full,
+                "P2 of full": theirs / paper[0],
+                "adjusted": adjusted,
+                "peak MiB": peak_alone(cell, arguments) / 2**20,
+            }
+        )
+    return table
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table; with --out as JSON too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="20M")
+    parser.add_argument("--sequence", type=int, default=128, help="tokens in an example")
+    parser.add_argument("--micro-batch", type=int, default=8, help="the smaller of the two")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the first that counts")
+    parser.add_argument("--steps", type=int, default=10, help="steps that count")
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    with TemporaryDirectory() as folder, process.threads(1):
+        corpus = random_text(Path(folder), given.vocabulary, 200 * given.micro_batch * given.sequence)
+        if given.peak_of:
+            print(peak(Cell(**json.loads(given.peak_of)), given, corpus))
+            return
+        table = rows(given, arguments, corpus)
+    forms = {"tokens/s": ",.0f", "of full": ".3f", "P2 of full": ".3f", "peak MiB": ".1f"}
+    print("  ".join(f"{name:>11}" for name in table[0]))
+    for row in table:
+        texts = (
+            format(value, forms.get(name, ".2f")) if isinstance(value, float) else str(value or "–")
+            for name, value in row.items()
+        )
+        print("  ".join(f"{text[:11]:>11}" for text in texts))
+    if given.out:
+        about = {**{k: v for k, v in vars(given).items() if k not in ("out", "peak_of")}, "torch": torch.__version__}
+        given.out.write_text(json.dumps({"settings": about, "rows": table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

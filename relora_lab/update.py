@@ -1,0 +1,45 @@
+"""One update: gradients of a batch in micro-batches, clipped, and the optimizer's step."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from relora_lab.objective import LanguageModelling
+from relora_lab.state import TrainState
+
+
+class Update(NamedTuple):
+    """What an update found: mean loss (nats) and norm of the gradient before clipping; lr and tokens it used.
+
+    It was `applied` unless loss or norm are not finite.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    applied: bool
+
+
+def update(state: TrainState, objective: LanguageModelling) -> Update:
+    """Train on the batch of the state's step, and count the step if that was possible."""
+    lr = state.lr
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    training = state.config.training
+    batch = objective.batch(state.step).to(training.device)
+    parts = batch.chunk(training.micro_batches)
+    loss = torch.zeros((), device=batch.device)
+    for part in parts:
+        part_loss = objective.loss(state.model, part) / len(parts)
+        part_loss.backward()
+        loss += part_loss.detach()
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, state.config.optimizer.clip)
+    found = Update(float(loss), float(norm), lr, batch.numel(), math.isfinite(loss) and math.isfinite(norm))
+    if found.applied:
+        state.optimizer.step()
+        state.step += 1
+    state.optimizer.zero_grad()
+    return found

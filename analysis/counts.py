@@ -75,7 +75,7 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
     if method is not None and not cycles:
         ceiling[:] = pd.NA
     elif method is not None and all(facts["adds_rank"] is not None for facts in cycles):
-        factored = {key.rpartition(".")[0] for facts in cycles for key in facts["scales"]}
+        factored = folder.factored_matrices(cycles)
         summed = sum(facts["adds_rank"] for facts in cycles)
         ceiling = ceiling.where(~matrices["matrix"].isin(factored) | (ceiling < summed), summed)
     return matrices[MATRIX].assign(ceiling=ceiling)

@@ -45,7 +45,41 @@ def train(
     return DIVERGED if run.state == "diverged" else DONE
 
 
-def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = (0,)) -> int:
+def grid(
+    declared: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    workers: int = 2,
+    seeds: tuple[int, ...] = (),
+) -> int:
+    """Train every run of a grid, then report. Done again, the command goes on where it was stopped.
+
+    Args:
+        declared: A TOML file of rows and seeds, or the name of one that comes along: demo, methods.
+        out: Folder of the runs and of the report. Default: runs/NAME.
+        workers: Processes that train at the same time, one thread each.
+        seeds: Seeds in place of the grid's own. Compare runs of one seed: they see the same batches.
+    """
+    from relora_lab import grid as grids
+    from relora_lab.errors import require
+    from relora_lab.launch import local
+    from relora_lab.runs import RunFolder
+
+    require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
+    out = Path("runs") / declared.stem if out is None else out
+    cells = grids.cells(_declaration(declared), seeds)
+    for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
+        _say(f"note: {warning}")
+    failures = local.launch(cells, out, workers=workers)
+    for name, reason in failures.items():
+        _say(f"{name}: {reason}")
+    runs = [RunFolder(out / name) for name in cells]
+    print(grids.summary(runs))
+    print(f"\nThe runs are in {out}.")
+    ended = tuple(run.path for run in runs if run.ended)
+    return FAILED if failures else report(ended, out / "report")
+
+
+def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = ()) -> int:
     """Train full, LoRA, LoRA + warm start and ReLoRA on real text, and report what rank their updates had.
 
     Takes about 3 minutes on two cores. Ends with a table and the path of a report that a browser opens.
@@ -53,25 +87,9 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
     Args:
         out: Folder of the four runs. Done again, the command goes on where it was stopped.
         workers: Processes that train at the same time, one thread each.
-        seeds: Train the four with each of these seeds. Compare runs of one seed: they see the same batches.
+        seeds: Train the four with each of these seeds (default: 0).
     """
-    from importlib.resources import files
-
-    from relora_lab import grid
-    from relora_lab.errors import require
-    from relora_lab.launch import local
-    from relora_lab.runs import RunFolder
-
-    require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
-    cells = grid.cells(files("experiments").joinpath("grids/demo.toml").read_text(encoding="utf-8"), seeds)
-    failures = local.launch(cells, out, workers=workers)
-    for name, reason in failures.items():
-        _say(f"{name}: {reason}")
-    runs = [RunFolder(out / name) for name in cells]
-    print(grid.summary(runs))
-    print(f"\nThe runs are in {out}.")
-    ended = tuple(run.path for run in runs if run.ended)
-    return FAILED if failures else report(ended, out / "report")
+    return grid(Path("demo"), out, workers, seeds)
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("report")) -> int:
@@ -127,6 +145,37 @@ def spectrum(
     for name, count in found.nonfinite.items():
         _say(f"{name}: {count} non-finite values; marked and left out")
     return PARTIAL if found.nonfinite else DONE
+
+
+def plan(
+    config: Annotated[Path | None, tyro.conf.Positional] = None,
+    size: str | None = None,
+    rank: int | None = None,
+    overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
+    json: bool = False,
+) -> int:
+    """Say how much memory training takes: P2's table of all methods, or with a config file what that run needs here.
+
+    Args:
+        config: Settings, a TOML file: print what the run holds at each moment that can be its peak.
+        size: Size of the table, without a config file. Default: 350M.
+        rank: Rank of the table, without a config file. Default: 256.
+        overrides: Replace one setting of the file, like method.rank=4. Can be given more than once.
+        json: Print unrounded numbers as JSON.
+    """
+    from relora_lab.errors import require
+    from relora_lab.memory import report as reports
+
+    if config is None:
+        require(not overrides, "--set: is for a config file, and none is given")
+        found = reports.of_paper(size or "350M", 256 if rank is None else rank)
+    else:
+        from relora_lab.config import load
+
+        require(size is None and rank is None, f"--size, --rank: {config} has its own; use --set")
+        found = reports.of_run(load(config, overrides))
+    print(found.as_json() if json else found.as_text())
+    return DONE
 
 
 def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
@@ -186,6 +235,21 @@ def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes
     return DONE
 
 
+def _declaration(grid: Path) -> str:
+    """The text of a grid: of a file, or of one that the package has by that name."""
+    from importlib.resources import files
+
+    known = files("experiments").joinpath("grids")
+    if grid.suffix != ".toml" and (shipped := known.joinpath(f"{grid}.toml")).is_file():
+        return shipped.read_text(encoding="utf-8")
+    try:
+        return grid.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        names = ", ".join(sorted(path.name[:-5] for path in known.iterdir() if path.name.endswith(".toml")))
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise BadInput(f"{grid}: cannot be read ({reason}); a TOML file, or one of {names}") from None
+
+
 def _confirmed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
@@ -194,7 +258,15 @@ def _confirmed(question: str) -> bool:
 
 
 Commands = dict[str, Callable[..., int]]
-COMMANDS: Commands = {"train": train, "demo": demo, "report": report, "spectrum": spectrum, "runs": runs}
+COMMANDS: Commands = {
+    "train": train,
+    "grid": grid,
+    "demo": demo,
+    "plan": plan,
+    "report": report,
+    "spectrum": spectrum,
+    "runs": runs,
+}
 RUNS_COMMANDS: Commands = {"diff": runs_diff, "clean": runs_clean}
 
 

@@ -32,7 +32,9 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     `before` is what was written when it began; a run that went on elsewhere is no longer bit-identical.
     """
     training = config.training
-    decisive = fingerprint(training.device) | {"threads": training.threads}
+    decisive: dict[str, Any] = fingerprint(training.device) | {"threads": training.threads}
+    if config.low_rank and config.low_rank.quantise:
+        decisive["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
     same = all(before.get(key, value) == value for key, value in decisive.items())
     size, vocab_size = config.model.shape, corpus.vocab_size
     total, _ = sizes.count_parameters(size, vocab_size=vocab_size)

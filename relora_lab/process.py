@@ -1,9 +1,12 @@
-"""What a run asks of its process: a number of threads, and word of signals."""
+"""What a run asks of its process: a number of threads, word of signals, and how much memory it took."""
 
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -35,3 +38,28 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def reset_peak(device: str) -> None:
+    """Count the peak from here. On a CPU outside Linux it counts from the start of the process all the same."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory since `reset_peak`: a GPU's tensors, or on the CPU all that the process had resident.
+
+    On the CPU, what training took is the difference to before it; glibc keeps freed memory (a quarter to a half
+    more) unless the environment has MALLOC_MMAP_THRESHOLD_=65536 when Python starts.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -53,16 +53,15 @@ def check_identity(folder: RunFolder, reference: int) -> float:
     Returns the largest deviation, relative to the largest entry of that matrix. Raises RuntimeError, naming the
     matrix, where it is more than the rounding of a merge a cycle can explain.
     """
-    cycles = [pairs for pairs, _ in folder.cycles(since=reference)]
+    cycles = folder.cycle_facts(since=reference)
     worst = 0.0
-    for name in cycles[0] if cycles else []:
+    for name in folder.factored_matrices(cycles):
         stored = folder.weight("final", f"{name}.weight")
         final, dtype = stored.double(), stored.dtype
         deviation = final - folder.weight("warm_start", f"{name}.weight").double()
         largest = float(final.abs().max() + deviation.abs().max())
-        for pairs in cycles:
-            for B, A, scale in pairs[name]:
-                deviation -= scale * (B.double() @ A.double())
+        for B, A, scale in folder.pairs(name, cycles):
+            deviation -= scale * (B.double() @ A.double())
         relative = float(deviation.abs().max()) / largest
         allowed = 8 * (len(cycles) + 1) * torch.finfo(dtype).eps
         if relative > allowed:

@@ -278,6 +278,19 @@ class RunFolder:
                 pairs.setdefault(matrix, []).append((tensors[f"{key}.B"], tensors[f"{key}.A"], scale))
             yield pairs, facts
 
+    @staticmethod
+    def factored_matrices(cycles: list[dict[str, Any]]) -> list[str]:
+        """Names of the matrices of which `cycles` (from cycle_facts) hold factor pairs."""
+        return list(dict.fromkeys(key.rpartition(".")[0] for facts in cycles for key in facts["scales"]))
+
+    def pairs(self, matrix: str, cycles: list[dict[str, Any]]) -> Iterator[Pair]:
+        """Signed factor pairs of one matrix over `cycles` (from cycle_facts), one at a time from the files."""
+        for facts in cycles:
+            with safe_open(self.path / "cycles" / f"{facts['cycle']:04d}.safetensors", "pt") as file:
+                for key, scale in facts["scales"].items():
+                    if key.rpartition(".")[0] == matrix:
+                        yield file.get_tensor(f"{key}.B"), file.get_tensor(f"{key}.A"), scale
+
     # ---- manifest
 
     @property

@@ -81,9 +81,7 @@ def initial(config: RunConfig, vocab_size: int) -> TrainState:
         dtype=torch_dtype("bf16" if training.precision == "bf16" else "float32"),
     )
     if training.gradient_checkpointing:
-        # transformers 5.2x renamed it
-        new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-        getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+        models.checkpoint_blocks(model)
     # Before the low-rank phase every method trains at full rank, with AdamW.
     begins_with = full.Options() if config.low_rank else config.method
     return TrainState(config, model, begins_with.optimizer(model, config.optimizer))

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from relora_lab import data, environment, process, stages
+from relora_lab import data, environment, process, quantise, stages
 from relora_lab.config import differences
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld
@@ -38,6 +38,8 @@ def run(
     folder = RunFolder(out)
     folder.check(resume=resume)
     environment.check_device(config.training.device)
+    if config.low_rank and config.low_rank.quantise:
+        quantise.require_library(config.low_rank.quantise)
     if folder.started:
         _refuse_changes(folder, config)
     runs, length = folder.path.absolute().parent, config.data.sequence_length

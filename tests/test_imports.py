@@ -50,15 +50,15 @@ def test_analysis_knows_only_the_leaves_of_the_trainer_and_draws_only_in_figures
         assert "matplotlib" not in tops(names)
 
 
-@pytest.mark.parametrize("leaf", sorted(LEAVES - {"memory"}))
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
 def test_a_leaf_imports_no_heavy_library(leaf):
     check = f"import sys, relora_lab.{leaf}; print(*({{'transformers', 'datasets', 'pandas'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
-def test_sizes_and_schedule_need_no_torch():
-    check = "import sys, relora_lab.sizes, relora_lab.schedule; sys.exit('torch' in sys.modules)"
+def test_sizes_schedule_and_memory_need_no_torch():
+    check = "import sys, relora_lab.sizes, relora_lab.schedule, relora_lab.memory; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
 
 

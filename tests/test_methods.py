@@ -1,4 +1,4 @@
-"""Every method's layer: against PEFT's numbers and METHODS' definitions, and what a restart does to any of them."""
+"""Every method's layer: against PEFT's numbers and the definitions, and what a restart does to any of them."""
 
 import pytest
 import torch

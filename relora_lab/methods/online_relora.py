@@ -1,4 +1,4 @@
-"""Online ReLoRA (P1 §4.3): B and A are merged far more often than the optimizer is reset."""
+"""Online ReLoRA (P1 §4, Table 5): B and A are merged far more often than the optimizer is reset."""
 
 from dataclasses import dataclass
 

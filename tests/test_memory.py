@@ -1,0 +1,339 @@
+"""Memory: P2's table cell by cell, saved activations to the byte, and the peak of real training."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import changed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relora_lab import cli, config, lowrank, memory, methods, models, process, sizes
+from relora_lab.errors import BadInput
+from relora_lab.memory import held
+from relora_lab.memory.phases import peak, phases
+from relora_lab.memory.report import ROWS
+from relora_lab.methods import full
+from relora_lab.precision import torch_dtype
+
+GALORE = {"param": 0.69, "grad": 0.69, "os": 0.53, "act": 0.30, "extra": 0.06, "total": 2.27}
+RELORA = {"param": 0.91, "grad": 0.35, "os": 0.69, "act": 0.30, "extra": 0.06, "total": 2.31}
+# 350M, rank 256: P2 Table 3, and totals of its Table 1; 2.27 is printed 2.26.
+TABLE = {
+    "full": {"param": 0.69, "grad": 0.69, "os": 1.37, "act": 0.30, "extra": 0.06, "total": 3.11},
+    "relora": RELORA,
+    "redora": RELORA,
+    "repissa": RELORA,
+    "reloqra": RELORA,
+    "relora, trainable only": RELORA | {"param": 0.35, "total": 1.75},
+    "galore": GALORE,
+    "galore + error feedback": GALORE | {"os": 1.09, "total": 2.83},
+    "galore + dynamics": GALORE,
+    "adam_mini": {"param": 0.69, "grad": 0.69, "os": 0.81, "act": 0.30, "extra": 0.06, "total": 2.55},
+}
+
+
+# ---- P2's table
+
+
+def test_the_table_has_every_row():
+    assert [label for label, _, _ in ROWS] == list(TABLE)
+
+
+@pytest.mark.parametrize(("label", "method", "options"), ROWS)
+def test_cells_of_the_table(label, method, options):
+    found = memory.estimate("350M", method, rank=256, **options)
+    assert {name: round(value, 2) for name, value in found.items()} == TABLE[label]
+    assert found["total"] == TABLE[label]["total"]
+
+
+def test_totals_that_the_paper_prints():
+    """P2's own total for GaLore is 2.26: ours is 0.01 more, the others are equal."""
+    printed = {"full": 3.11, "galore": 2.26, "galore + error feedback": 2.83, "adam_mini": 2.55}
+    assert {label: TABLE[label]["total"] for label in printed} == printed | {"galore": 2.27}
+
+
+def test_a_shape_and_options_stand_for_their_names():
+    named = memory.estimate("60M", "relora", rank=64)
+    options = methods.options_class("relora")(rank=8, restart_every=10, restart_warmup=1)
+    assert memory.estimate(sizes.resolve("60M"), options, rank=64) == named
+    by_row = memory.estimate("60M", "adam_mini", rank=64, partition="v1.1")
+    assert by_row["os"] < memory.estimate("60M", "adam_mini", rank=64)["os"]
+
+
+@pytest.mark.parametrize("method", methods.available())
+def test_every_method_has_both_modes(method):
+    for mode in ("paper", "measured"):
+        found = memory.estimate("60M", method, rank=64, mode=mode)
+        assert list(found) == ["param", "grad", "os", "act", "extra", "total"]
+        assert all(value >= 0 for value in found.values())
+
+
+def test_quantised_matrices_take_their_codes_and_scales():
+    wrapped = sum(m.rows * m.cols for m in sizes.matrices("350M")) / held.GIB
+    plain, int8, nf4 = (
+        memory.estimate("350M", "relora", rank=256, quantise=kind)["param"] for kind in (None, "int8", "nf4")
+    )
+    assert plain - int8 == pytest.approx(wrapped * (2 - 1 - 1 / 16))
+    assert plain - nf4 == pytest.approx(wrapped * (2 - 1 / 2 - 1 / 16))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"method": "galor"}, "unknown method 'galor'; did you mean 'galore'"),
+        ({"size": "350m"}, "did you mean '350M'"),
+        ({"rank": 1025}, r"rank 1025 > min\(1024, 1024\) = 1024 for model.layers.0.self_attn.q_proj"),
+        ({"rank": 0}, "method.rank: must be ≥ 1"),
+        ({"mode": "papre"}, "mode: unknown 'papre'"),
+        ({"error_feedbak": 0.1}, "did you mean 'error_feedback'"),
+        ({"mode": "measured", "trainable_only": True}, "trainable_only"),
+    ],
+)
+def test_errors_name_what_is_wrong(call, message):
+    with pytest.raises(BadInput, match=message):
+        memory.estimate(**{"size": "350M", "method": "galore", "rank": 256, **call})
+
+
+@given(st.sampled_from(["lora", "relora", "redora", "galore"]), st.integers(1, 511), st.sampled_from(["60M", "71M"]))
+def test_more_rank_takes_more(method, rank, size):
+    smaller, larger = (memory.estimate(size, method, rank=r) for r in (rank, rank + 1))
+    assert all(larger[name] >= smaller[name] for name in smaller)
+    assert larger["os"] > smaller["os"]
+
+
+@given(st.integers(1, 8), st.integers(2, 256), st.integers(256, 50000))
+def test_more_tokens_and_words_take_more(rows, length, vocab_size):
+    def saved(*shape):
+        return held.saved(full.Options(), sizes.resolve("9M"), *shape, "bf16")
+
+    here = saved(vocab_size, rows, length)
+    assert here < min(saved(vocab_size + 1, rows, length), saved(vocab_size, rows + 1, length))
+    assert here < saved(vocab_size, rows, length + 1)
+
+
+def test_no_torch_is_needed():
+    check = """
+import sys
+from relora_lab import cli
+try:
+    cli.main(["plan"])
+except SystemExit as stop:
+    assert not stop.code
+print("heavy:", *({"torch", "numpy", "transformers", "pandas"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+
+
+# ---- What autograd saves
+
+
+def saved_by_autograd(model, rows, length, precision):
+    """Bytes of the distinct storages, no weights, that the loss of objective.py keeps for its backward pass."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    seen = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage  # held, so that no other tensor gets its address
+        return tensor
+
+    batch = torch.randint(model.config.vocab_size, (rows, length))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-autocast"):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in seen.values())
+
+
+@pytest.mark.parametrize("precision", list(held.PRECISIONS))
+@pytest.mark.parametrize("method", ["full", "lora", "redora"])
+@pytest.mark.parametrize(("size", "vocab_size"), [("demo", 256), ("9M", 2000)])
+def test_activations_are_what_autograd_saves(size, vocab_size, method, precision):
+    model = models.build(size, vocab_size=vocab_size, dtype=torch_dtype("bf16" if precision == "bf16" else "float32"))
+    options = full.Options()
+    if method != "full":
+        restarts = {} if method == "lora" else {"restart_every": 10, "restart_warmup": 1}
+        options = methods.options_class(method)(rank=4, **restarts)
+        lowrank.wrap(model, 4, layer=options.layer)
+    counted = held.saved(options, sizes.resolve(size), vocab_size, 3, 64, precision)
+    assert counted == pytest.approx(saved_by_autograd(model.train(), 3, 64, precision), rel=0.005)
+
+
+def test_activations_under_gradient_checkpointing():
+    model = models.build("9M", vocab_size=2000)
+    models.checkpoint_blocks(model)
+    counted = held.saved(full.Options(), sizes.resolve("9M"), 2000, 3, 64, "float32", checkpointing=True)
+    assert counted == pytest.approx(saved_by_autograd(model.train(), 3, 64, "float32"), rel=0.02)
+
+
+def test_activations_of_350m_are_the_cited_ones():
+    counted = held.saved(full.Options(), sizes.resolve("350M"), 32000, 1, 256, "bf16") / held.GIB
+    assert counted == pytest.approx(0.2988, abs=0.0005)  # measured once with saved-tensor hooks
+    assert round(counted, 2) == 0.30
+
+
+# ---- The peak of real training
+
+RELORA_RUN = {"name": "relora", "rank": 64, "restart_every": 2, "restart_warmup": 1}
+CHECKPOINTED = {"gradient_checkpointing": True, "precision": "bf16-autocast"}
+REAL = {
+    "full": {},
+    "full_long": {"data": {"batch_size": 24}, "model": {"layers": 1, "hidden": 256, "intermediate": 512}},
+    "full_accumulated": {"data": {"batch_size": 16}, "training": {"micro_batches": 2}},
+    "full_checkpointed": {"data": {"batch_size": 24}, "training": CHECKPOINTED},
+    "relora": {"method": RELORA_RUN},
+    "redora": {"method": RELORA_RUN | {"name": "redora"}},
+    "galore": {"method": {"name": "galore", "rank": 64, "error_feedback": 0.1}},
+    "adam_mini": {"method": {"name": "adam_mini"}, "data": {"sequence_length": 16}},
+}
+
+MEASURE = """
+import json, shutil, sys
+from pathlib import Path
+
+from relora_lab import config, data, process, train
+from relora_lab.workspace import token_cache
+
+runs, tables = Path(sys.argv[1]), json.load(sys.stdin)
+for name, table in tables.items():
+    run = config.parse(table)
+    data.open_corpus(run.data, token_cache(runs), sequence_length=run.data.sequence_length)
+    process.reset_peak("cpu")
+    before = process.peak_bytes("cpu")
+    train.run(run, runs / name)
+    print(json.dumps([name, process.peak_bytes("cpu") - before]))
+    shutil.rmtree(runs / name)
+"""
+
+
+def real_run(changes):
+    """The tables of a run of three updates, large enough that what torch takes for itself is small beside it."""
+    base = {
+        "model": {"size": "demo", "hidden": 512, "intermediate": 1376, "heads": 8, "init_std": 0.02},
+        "data": {
+            "corpus": argparse.__file__,
+            "tokenizer": "bpe",
+            "vocab_size": 1900,
+            "sequence_length": 128,
+            "batch_size": 8,
+        },
+        "training": {"steps": 3, "eval_tokens": 512, "eval_every": 100},
+        "optimizer": {"lr": 1e-4},
+    }
+    tables = {name: part | changes.get(name, {}) for name, part in base.items()}
+    return tables | {"method": changes.get("method", {"name": "full"})}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc/self/clear_refs")
+def test_the_peak_of_real_training_is_the_planned_one(tmp_path):
+    first = {"model": {"hidden": 32, "intermediate": 64, "heads": 2}}  # loads the libraries' code
+    tables = {name: real_run(table) for name, table in {"first": first, **REAL}.items()}
+    # Otherwise glibc keeps freed memory, and what is measured depends on its history.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        input=json.dumps(tables),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = dict(json.loads(line) for line in done.stdout.splitlines())
+    del tables["first"], measured["first"]
+    planned = {name: peak(config.parse(table)) for name, table in tables.items()}
+    for name, (moment, cells) in planned.items():
+        ratio = cells.total / measured[name]
+        print(
+            f"{name:<20} {measured[name] / 2**20:7.1f} MiB, planned {cells.total / 2**20:7.1f} ({moment}) {ratio:.3f}"
+        )
+    assert list(measured) == list(planned)
+    assert min(measured.values()) > 100 * 2**20
+    for name, (_, cells) in planned.items():
+        assert cells.total == pytest.approx(measured[name], rel=0.1), name
+
+
+def test_peak_bytes_grows_with_what_is_held():
+    process.reset_peak("cpu")
+    before = process.peak_bytes("cpu")
+    held = torch.ones(2**24)
+    assert process.peak_bytes("cpu") - before >= held.nbytes * 0.9
+
+
+# ---- Plans of runs
+
+
+def plan_of(tiny, **parts):
+    return phases(changed(tiny, **parts))
+
+
+def test_a_warm_start_is_planned_too(tiny):
+    found = plan_of(tiny)
+    assert "warm start: optimizer" in found
+    assert "restart" in found
+    alone = plan_of(tiny, training={"warm_start": 0})
+    assert {name: cells for name, cells in found.items() if name in alone and name != "closing check"} == {
+        name: cells for name, cells in alone.items() if name != "closing check"
+    }
+
+
+def test_settings_that_save_memory_do(tiny):
+    def total(**parts):
+        return peak(changed(tiny, **parts))[1].total
+
+    large = {"data": {"batch_size": 64}}
+    assert total(**large, training={"gradient_checkpointing": True}) < total(**large)
+    assert total(**large, training={"micro_batches": 8}) < total(**large)
+    assert total(optimizer={"state_dtype": "bf16"}) < total()
+
+
+def test_a_vocabulary_that_only_the_tokenizer_knows_is_asked_for(tiny):
+    with pytest.raises(BadInput, match=r"data.vocab_size: only the tokenizer 'somewhere/t5' knows it"):
+        plan_of(tiny, data={"tokenizer": "somewhere/t5"})
+    assert plan_of(tiny, data={"tokenizer": "somewhere/t5", "vocab_size": 32128})
+
+
+# ---- The command
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_the_command_prints_the_table(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["GiB", "Param", "Grad", "OS", "Act", "Extra", "Total"]
+    assert len({len(line) for line in lines[: len(TABLE) + 1]}) == 1  # columns stand below each other
+    assert lines[7].split()[-6:] == ["0.69", "0.69", "0.53", "0.30", "0.06", "2.27"]
+    assert "Act is cited" in out
+    assert "galore 2.26" in out
+    assert "2.26" not in run(capsys, "--size", "60M", "--rank", 64)[1]
+
+
+def test_the_command_plans_a_run(capsys, tmp_path, tiny):
+    path = tmp_path / "run.toml"
+    path.write_text(config.dumps(changed(tiny)))
+    code, out, _ = run(capsys, path, "--set", "training.micro_batches=2")
+    assert code == 0
+    assert "micro-batches of 2 × 32 tokens" in out
+    facts = json.loads(run(capsys, path, "--json")[1])
+    moment, cells = peak(config.load(path))
+    assert (facts["peak"], facts["micro_batch"], facts["sequence_length"]) == (moment, 4, 32)
+    assert facts["gib"][moment]["total"] == pytest.approx(cells.total / held.GIB)
+    for wrong in ([path, "--size", "60M"], ["--set", "method.rank=3"], ["--rank", "2000"], ["--size", "60m"]):
+        code, _, err = run(capsys, *wrong)
+        assert (code, len(err.splitlines())) == (2, 1)

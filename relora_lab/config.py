@@ -61,11 +61,11 @@ def parse(table: dict[str, Any]) -> RunConfig:
         if name not in known:
             raise BadInput(_unknown(name, None))
         require(name == "name" or isinstance(table[name], dict), f"{name}: is a table; write [{name}]")
-    parts = {name: _parse_table(name, cls, table.get(name, {})) for name, cls in TABLES.items()}
+    parts = {name: parse_table(name, cls, table.get(name, {})) for name, cls in TABLES.items()}
     method = dict(table.get("method", {}))
     require("name" in method, f"method.name: is missing; one of {', '.join(methods.available())}")
-    options = methods.options_class(str(method.pop("name")))
-    parts["method"] = _parse_table("method", options, method)
+    options = methods.options_class(method.pop("name"))
+    parts["method"] = parse_table("method", options, method)
     return RunConfig(**parts, name=_parse_value("name", str | None, table.get("name")))
 
 
@@ -135,7 +135,8 @@ def _override(table: dict[str, Any], override: str) -> None:
     table[name] = value
 
 
-def _parse_table(table: str, cls: type, values: dict[str, Any]) -> Any:
+def parse_table(table: str, cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass of a table from its values. Raises BadInput for a field that is unknown, missing or wrong."""
     known = {part.name: part for part in fields(cls)}
     types = get_type_hints(cls)  # a module may write its annotations as text
     for name in values:
@@ -190,7 +191,7 @@ def _unknown(name: str, table: str | None, cls: type = RunConfig) -> str:
     owners = {method: {part.name for part in fields(methods.options_class(method))} for method in methods.available()}
     having = [method for method, options in owners.items() if name in options]
     if having and table == "method":
-        mine = cls.__module__.rpartition(".")[2]
+        mine = methods.name_of(cls)
         return (
             f"method.{name}: is no setting of {mine} but of {', '.join(having)}; it has {', '.join(known) or 'none'}"
         )
@@ -202,4 +203,6 @@ def _unknown(name: str, table: str | None, cls: type = RunConfig) -> str:
     if not near:
         return f"unknown field '{name}' {where}"
     home = f" (in [{homes[near[0]]}])" if homes.get(near[0], table) != table else ""
+    if table == "method" and near[0] not in known:
+        home = f" (of {', '.join(method for method, options in owners.items() if near[0] in options)})"
     return f"unknown field '{name}' {where}; did you mean '{near[0]}'{home}?"

@@ -28,18 +28,29 @@ def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
         raise BadInput(f"the grid is not valid TOML: {error}") from None
     unknown = set(table) - {"seeds", "base", "rows"}
     require(not unknown, f"unknown field '{min(unknown, default='')}'; a grid has seeds, base and rows")
-    rows, seeds = table.get("rows", {}), seeds or table.get("seeds", [0])
-    require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] and seeds")
+    base, rows, seeds = table.get("base", {}), table.get("rows", {}), seeds or table.get("seeds", [0])
+    _check(base, rows, seeds)
     found: dict[str, RunConfig] = {}
     for seed in seeds:
         for row, changes in rows.items():
             name = f"{row}-seed{seed}"
-            merged = _merge(table.get("base", {}), changes, {"name": name, "training": {"seed": seed}})
+            merged = _merge(base, changes, {"name": name, "training": {"seed": seed}})
             try:
                 found[name] = config.parse(merged)
             except BadInput as error:
                 raise BadInput(f"rows.{row}: {error}") from None
     return found
+
+
+def _check(base: Any, rows: Any, seeds: Any) -> None:
+    tables = {"base": base, "rows": rows}
+    tables |= {f"rows.{name}": row for name, row in rows.items()} if isinstance(rows, dict) else {}
+    for name, table in tables.items():
+        require(isinstance(table, dict), f"{name}: is a table; write [{name}]")
+    numbers = isinstance(seeds, list | tuple) and all(type(seed) is int for seed in seeds)
+    require(numbers, "seeds: must be a list of whole numbers, like [0, 1, 2]")
+    require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] and seeds")
+    require(len(set(seeds)) == len(seeds), f"seeds: {max(seeds, key=seeds.count)} is there twice")
 
 
 def summary(runs: Iterable[RunFolder]) -> str:

@@ -1,26 +1,43 @@
 """The low-rank layer, y = xWᵀ + b + s·xAᵀBᵀ with W frozen, and putting it into and taking it out of a model."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from relora_lab import seeds
+from relora_lab import methods, seeds
 from relora_lab.quantise import Kind, QuantisedWeight, frozen_linear
 
-# How a cycle begins: from the merged W (out, in), float32 or wider, and a generator to B (out, r), A (r, in) and
-# the W that is frozen beside them.
-Split = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor, Tensor]]
+if TYPE_CHECKING:
+    from relora_lab.methods._options import LowRankOptions
+
+# How a cycle begins: from the merged W (out, in), float32 or wider, and a generator to B (out, r) and A (r, in).
+Split = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """Compute in the dtypes that are there: no gradients, and no autocast that a caller has on."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 class LowRankLinear(nn.Module):
     """A linear map W (out, in) with trained factors B (out, r) and A (r, in); scale s = alpha / r.
 
     It takes over the weight and bias of `base` (no copy) and freezes the weight. Factors have the weight's
-    dtype and device. `split` makes them out of W (default: `random_factors`, LoRA's); `quantise` holds W as
-    "int8" or "nf4" codes. `alpha` defaults to the rank. Raises ValueError for a rank the matrix cannot have.
+    dtype and device. `split` makes them out of W (default: `random_factors`, LoRA's), and W − s·B·A is what is
+    frozen beside them; with `whole` W is left as it is, and the function jumps. `quantise` holds the frozen weight as
+    "int8" or "nf4" codes. `alpha` defaults to the rank. Raises ValueError for a rank the matrix cannot have and
+    for a weight that is not finite.
     """
 
     weight: Tensor | QuantisedWeight
@@ -32,57 +49,62 @@ class LowRankLinear(nn.Module):
         alpha: float | None = None,
         *,
         split: Split | None = None,
+        whole: bool = False,
         quantise: Kind | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         _check_rank(rank, base)
-        out_features, in_features = base.weight.shape
-        W = base.weight
-        W.requires_grad_(False)
-        self.weight = QuantisedWeight(W, quantise) if quantise else W
-        self.bias = base.bias
+        W = base.weight.detach()
+        self.out_features, self.in_features = W.shape
         self.scale = (rank if alpha is None else alpha) / rank
-        self.quantisation_error = 0.0  # of the newest W, relative, in the Frobenius norm
-        self.lora_A = nn.Parameter(W.new_empty(rank, in_features))
-        self.lora_B = nn.Parameter(W.new_empty(out_features, rank))
-        self._split = split or (lambda W, generator: random_factors(W, rank, generator))
+        self._split, self._whole = split or partial(random_factors, rank), whole
+        self.lora_A = nn.Parameter(W.new_empty(rank, self.in_features))
+        self.lora_B = nn.Parameter(W.new_empty(self.out_features, rank))
+        self.weight = QuantisedWeight(W, quantise) if quantise else base.weight
+        self.bias = base.bias
         self._begin(_wide(W), generator)
+        base.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._frozen(x, self.bias) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
 
-    @torch.no_grad()
+    @property
+    def quantisation_error(self) -> float:
+        """‖W as it is held − W‖ / ‖W‖, in the Frobenius norm, of the newest W; 0 if it is not quantised."""
+        return float(self.weight.error) if isinstance(self.weight, QuantisedWeight) else 0.0
+
+    @_exactly()
     def start_from_zero(self, generator: torch.Generator | None = None) -> None:
         """Set W to 0 and draw A and B both: with W = B = 0 nothing would ever train (P1's first public code)."""
         self._hold(torch.zeros_like(self.frozen_weight()))
         self.lora_A.copy_(kaiming(self.lora_A.shape, generator))
         self.lora_B.copy_(kaiming(self.lora_B.shape, generator))
 
-    @torch.no_grad()
+    @_exactly()
     def frozen_weight(self) -> Tensor:
         """W (out, in), without the factors, in float32 or wider."""
         if isinstance(self.weight, QuantisedWeight):
             return self.weight.dequantise(torch.float32)
         return _wide(self.weight)
 
-    @torch.no_grad()
+    @_exactly()
     def update(self) -> Tensor:
         """s·B·A (out, in), in float32 or wider."""
         return _wide(self.lora_B) @ _wide(self.lora_A) * self.scale
 
-    @torch.no_grad()
+    @_exactly()
     def merged_weight(self) -> Tensor:
         """The one weight (out, in) that gives this layer's function: made in float32 or wider, in W's dtype."""
         return self._merged().to(self.weight.dtype)
 
-    @torch.no_grad()
+    @_exactly()
     def merge(self) -> None:
         """W ← the merged weight and B ← 0: the function stays."""
         self._hold(self._merged())
         self.lora_B.zero_()
 
-    @torch.no_grad()
+    @_exactly()
     def restart(self, generator: torch.Generator | None = None) -> Mapping[nn.Parameter, Tensor]:
         """Merge and make new factors out of the merged weight, in float32 or wider (P1 Algorithm 1, lines 15, 16).
 
@@ -93,8 +115,7 @@ class LowRankLinear(nn.Module):
         return {}
 
     def extra_repr(self) -> str:
-        out_features, in_features = self.weight.shape
-        return f"{in_features}, {out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
+        return f"{self.in_features}, {self.out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
 
     def _frozen(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x Wᵀ + b."""
@@ -105,20 +126,22 @@ class LowRankLinear(nn.Module):
     def _merged(self) -> Tensor:
         return self.frozen_weight() + self.update()
 
-    @torch.no_grad()
+    @_exactly()
     def _begin(self, W: Tensor, generator: torch.Generator | None) -> None:
         """Begin a cycle at the merged weight W."""
-        B, A, rest = self._split(W, generator)
-        self._hold(rest)
+        if not W.isfinite().all():
+            raise ValueError("the weight is not finite")
+        B, A = self._split(W, generator)
         self.lora_B.copy_(B)
         self.lora_A.copy_(A)
+        self._hold(W if self._whole else W - self.update())  # of B and A as they are stored
 
     def _hold(self, W: Tensor) -> None:
         """Make W the frozen weight."""
         if isinstance(self.weight, QuantisedWeight):
-            self.quantisation_error = self.weight.store(W)
+            self.weight.store(W)
         else:
-            self.weight.copy_(W)
+            self.weight.data.copy_(W)
 
 
 class RowScaledLinear(LowRankLinear):
@@ -132,21 +155,24 @@ class RowScaledLinear(LowRankLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         direction = self._frozen(x) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
-        with torch.no_grad():
-            norm = _row_norms(self.frozen_weight() + self.update()).to(self.magnitude.dtype)
-        y = direction * (self.magnitude / norm).to(direction.dtype)
+        y = direction * (self.magnitude / self._norms().to(self.magnitude.dtype)).to(direction.dtype)
         return y if self.bias is None else y + self.bias
 
-    @torch.no_grad()
+    @_exactly()
     def restart(self, generator: torch.Generator | None = None) -> Mapping[nn.Parameter, Tensor]:
         """As LowRankLinear; m, the row norms of the merged weight, is |m| as it was: it goes on."""
         turned = self.magnitude < 0
         super().restart(generator)
         return {self.magnitude: turned}
 
+    @_exactly()
+    def _norms(self) -> Tensor:
+        """The L2 norm of each row of W + s·B·A, to divide by: of a row of zeros it is tiny."""
+        summed = self.frozen_weight() + self.update()
+        return torch.linalg.vector_norm(summed, dim=1).clamp_min(torch.finfo(summed.dtype).tiny)
+
     def _merged(self) -> Tensor:
-        summed = super()._merged()
-        return summed * (_wide(self.magnitude) / _row_norms(summed))[:, None]
+        return super()._merged() * (_wide(self.magnitude) / self._norms())[:, None]
 
     def _hold(self, W: Tensor) -> None:
         super()._hold(W)
@@ -157,10 +183,10 @@ class RowScaledLinear(LowRankLinear):
             self.magnitude = nn.Parameter(norms)
 
 
-def random_factors(W: Tensor, rank: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-    """B = 0, A ~ U(−1/√in, 1/√in), and W as it is: LoRA's and ReLoRA's `split` (Kaiming with a = √5)."""
+def random_factors(rank: int, W: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """B = 0 and A ~ U(−1/√in, 1/√in): LoRA's and ReLoRA's `split` (Kaiming with a = √5)."""
     rows, cols = W.shape
-    return W.new_zeros(rows, rank), kaiming((rank, cols), generator), W
+    return W.new_zeros(rows, rank), kaiming((rank, cols), generator)
 
 
 def kaiming(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
@@ -174,27 +200,40 @@ def wrap(
     rank: int,
     alpha: float | None = None,
     *,
+    method: str = "relora",
     seed: int = 0,
     exclude: Collection[str] = (),
-    layer: Callable[[nn.Linear, torch.Generator], LowRankLinear] | None = None,
+    **options: Any,
 ) -> dict[str, LowRankLinear]:
-    """Put a low-rank layer in place of every nn.Linear of `model` but its output head and those in `exclude`.
+    """Put a method's low-rank layer in place of every nn.Linear of `model` but its head and those in `exclude`.
 
-    `layer` makes it from the linear map and a generator (default: a LowRankLinear; a method's `Options.layer`).
-    Returns the new layers by module name, in the model's order. Factors are a function of (seed, name).
-    Everything else stays as trainable as it was. Raises ValueError, and leaves the model
-    as it was, if there is nothing to wrap or a matrix is too small for the rank.
+    `options` are fields of the method's Options. Returns the new layers by module name, in the model's order. Factors
+    are a function of (seed, name). Everything else stays as trainable as it was. Raises BadInput for a method or
+    option that is not there, and ValueError if there is nothing to wrap, a matrix is too small for the rank, not
+    finite, or its weight another module's too; the model is then as it was.
     """
+    return wrap_with(methods.low_rank_options(method, rank, alpha, **options), model, seed=seed, exclude=exclude)
+
+
+def wrap_with(
+    options: "LowRankOptions", model: nn.Module, *, seed: int = 0, exclude: Collection[str] = ()
+) -> dict[str, LowRankLinear]:
+    """As `wrap`, with the method's Options made."""
     found = {name: module for name, module in linear_maps(model).items() if name not in exclude}
     if not found:
         raise ValueError("the model has no nn.Linear to wrap (wrapped already?)")
-    for name, module in found.items():
-        _check_rank(rank, module, f"{name}: ")
+    trained = {name: module.weight.requires_grad for name, module in found.items()}
     layers = {}
-    for name, module in found.items():
-        generator = seeds.generator(seed, "factors", 0, name)
-        layers[name] = layer(module, generator) if layer else LowRankLinear(module, rank, alpha, generator=generator)
-        model.set_submodule(name, layers[name])
+    try:
+        for name, module in found.items():
+            _check_shared(model, name, module)
+            layers[name] = _named(name, options.layer, module, seeds.generator(seed, "factors", 0, name))
+    except ValueError:
+        for name, module in found.items():
+            module.weight.requires_grad_(trained[name])
+        raise
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
     return layers
 
 
@@ -228,16 +267,30 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in own} | weights
 
 
-def _check_rank(rank: int, linear: nn.Linear, where: str = "") -> None:
+def _check_rank(rank: int, linear: nn.Linear) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"{type(linear).__name__} is no nn.Linear")
     rows, cols = linear.weight.shape
     if not 1 <= rank <= min(rows, cols):
-        raise ValueError(f"{where}rank {rank} does not fit a matrix of {rows}×{cols}")
+        raise ValueError(f"rank {rank} does not fit a matrix of {rows}×{cols}")
+
+
+def _check_shared(model: nn.Module, name: str, linear: nn.Linear) -> None:
+    every = model.named_parameters(remove_duplicate=False)
+    others = [other for other, p in every if p is linear.weight and other != f"{name}.weight"]
+    if others:
+        raise ValueError(
+            f"{name}: its weight is {others[0]} too, and cannot be frozen; exclude=['{name}'] leaves it out"
+        )
+
+
+def _named(name: str, make: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call `make`; a ValueError says which module it is about."""
+    try:
+        return make(*args, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _row_norms(W: Tensor) -> Tensor:
-    """The L2 norm of each row, to divide by: a row of zeros has norm tiny."""
-    return torch.linalg.vector_norm(W, dim=1).clamp_min(torch.finfo(W.dtype).tiny)

@@ -32,7 +32,7 @@ class LanguageModelling:
         batch_size, length = config.data.batch_size, config.data.sequence_length
         seed = seeds.derive(config.training.seed, "data")
         self.classes = corpus.vocab_size
-        self._autocast = config.training.precision == "bf16-autocast"
+        self.autocast = config.training.precision == "bf16-autocast"
         self.batch = data.Batches(corpus, batch_size=batch_size, sequence_length=length, seed=seed)
         self._held_out = list(
             data.held_out_batches(
@@ -45,7 +45,7 @@ class LanguageModelling:
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
@@ -56,8 +56,12 @@ class LanguageModelling:
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> float:
-        """The loss on one fixed held-out batch: what a restart must not change."""
-        return self._mean(model, self._held_out[:1]).loss
+        """The loss on one fixed held-out batch: what a restart must not change. Without autocast, which rounds."""
+        autocast, self.autocast = self.autocast, False
+        try:
+            return self._mean(model, self._held_out[:1]).loss
+        finally:
+            self.autocast = autocast
 
     def _mean(self, model: nn.Module, batches: list[Tensor]) -> Evaluation:
         training, device = model.training, next(model.parameters()).device

@@ -23,12 +23,14 @@ class QuantisedWeight(nn.Module):
     The scale is the block's largest |w|, in float32; the last block is filled up with zeros. Code points are
     k/127 for −127 ≤ k ≤ 127 ("int8": symmetric absmax), or the 16 of NormalFloat ("nf4": Dettmers et al. 2023,
     QLoRA, §3, without its double quantisation). Buffers: `codes` uint8 (blocks, 64) or, two codes a byte,
-    (blocks, 32), and `scales` float32 (blocks,). `.to(dtype)` changes what is dequantised, never the scales.
-    Raises ValueError for a weight that is not a finite matrix, BadInput without bitsandbytes.
+    (blocks, 32), `scales` float32 (blocks,), and `error`, what the newest `store` returned. `.to(dtype)` changes
+    what is dequantised, never the scales. Raises ValueError for a weight that is not a finite matrix, BadInput
+    without bitsandbytes.
     """
 
     codes: Tensor
     scales: Tensor
+    error: Tensor
 
     def __init__(self, weight: Tensor, kind: Kind) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class QuantisedWeight(nn.Module):
         width = BLOCK if kind == "int8" else BLOCK // 2
         self.register_buffer("codes", torch.empty(blocks, width, dtype=torch.uint8, device=weight.device))
         self.register_buffer("scales", torch.empty(blocks, dtype=torch.float32, device=weight.device))
+        self.register_buffer("error", torch.zeros((), device=weight.device))
         self.store(weight)
 
     @property
@@ -78,10 +81,11 @@ class QuantisedWeight(nn.Module):
             codes, state = bnb.quantize_4bit(blocks, blocksize=BLOCK, quant_type=self.kind)
         self.codes.copy_(codes.view_as(self.codes))
         self.scales.copy_(state.absmax)
-        if not largest:
-            return 0.0
-        error = (self.dequantise(torch.float32) - wide) / largest  # scaled: no square over- or underflows
-        return float(error.norm() / (wide / largest).norm())
+        self.error.zero_()
+        if largest:
+            error = (self.dequantise(torch.float32) - wide) / largest  # scaled: no square over- or underflows
+            self.error.copy_(error.norm() / (wide / largest).norm())
+        return float(self.error)
 
     def extra_repr(self) -> str:
         return f"{self.shape[1]}, {self.shape[0]}, kind={self.kind}, dtype={self.dtype}"

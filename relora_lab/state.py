@@ -23,9 +23,9 @@ Factors = dict[str, tuple[Tensor, Tensor]]  # B, A by matrix
 class TrainState:
     """Model, optimizer and position. `layers` is empty at full rank.
 
-    `cycle` counts restarts. `cycle_start` is the step since which this cycle's change of the merged weights is
-    counted, and `start_factors` what B and A were then, where B·A was not zero. `wrap_jump` is what wrapping did to
-    the loss.
+    `cycle` counts merges and restarts. `cycle_start` is the step since which this cycle's change of the merged
+    weights is counted, and `start_factors` what B and A were then, where B·A was not zero. `wrapping` is what
+    wrapping did, for the record.
     """
 
     config: RunConfig
@@ -36,7 +36,7 @@ class TrainState:
     cycle: int = 0
     cycle_start: int = 0
     start_factors: Factors = field(default_factory=dict)
-    wrap_jump: float | None = None
+    wrapping: dict[str, float] = field(default_factory=dict)
     diverged: str | None = None
 
     @property
@@ -89,9 +89,7 @@ def initial(config: RunConfig, vocab_size: int) -> TrainState:
 
 def begin_low_rank(state: TrainState, method: LowRankOptions) -> None:
     """Wrap the model, with a fresh optimizer for all that is still trained: P1 Algorithm 1, lines 4 to 9."""
-    state.layers = lowrank.wrap(
-        state.model, method.rank, method.alpha, seed=state.config.training.seed, layer=method.layer
-    )
+    state.layers = lowrank.wrap_with(method, state.model, seed=state.config.training.seed)
     state.optimizer = method.optimizer(state.model, state.config.optimizer)
     state.begin_cycle(factors_count=not method.keeps_function)
 
@@ -112,7 +110,7 @@ def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
         "low_rank": bool(state.layers),
         "cycle": state.cycle,
         "cycle_start": state.cycle_start,
-        "wrap_jump": state.wrap_jump,
+        "wrapping": state.wrapping,
         "optimizer": numbers,
         "diverged": state.diverged,
     }
@@ -129,4 +127,4 @@ def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], fact
     names = sorted({key.rpartition(".")[0] for key in saved})
     state.start_factors = {n: (saved[f"{n}.B"].to(device), saved[f"{n}.A"].to(device)) for n in names}
     state.step, state.cycle, state.cycle_start = facts["step"], facts["cycle"], facts["cycle_start"]
-    state.wrap_jump, state.diverged = facts["wrap_jump"], facts["diverged"]
+    state.wrapping, state.diverged = facts["wrapping"], facts["diverged"]

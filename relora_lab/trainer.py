@@ -99,12 +99,20 @@ class Trainer:
 
     def _begin_low_rank(self) -> None:
         """Wrap the model, if its time has come and it is not wrapped yet."""
-        state = self.state
-        if self.method and not state.layers and state.step >= self.config.training.warm_start:
+        state, method = self.state, self.method
+        if method is None or state.layers or state.step < self.config.training.warm_start:
+            return
+        if method.base == "zero":  # what was there before counts for nothing
+            states.begin_low_rank(state, method)
             self._evaluate()
-            before = self.objective.probe(state.model)
-            states.begin_low_rank(state, self.method)
-            state.wrap_jump = self.objective.probe(state.model) - before
+            return
+        self._evaluate()
+        before = self.objective.probe(state.model)
+        states.begin_low_rank(state, method)
+        state.wrapping = {
+            "wrap_jump": self.objective.probe(state.model) - before,
+            "wrap_quantisation_error": records.quantisation_error(state),
+        }
 
     def _update(self) -> dict[str, Any] | None:
         """One update, as a line of metrics. None if loss or gradient are not finite: it is then not applied."""
@@ -168,7 +176,7 @@ class Trainer:
             loss_after=loss_after,
             function_jump=loss_after - loss_before,
             sBA=math.hypot(*(row["sBA"] for row in norms)),
-            quantisation_error=max(layer.quantisation_error for layer in state.layers.values()),
+            quantisation_error=records.quantisation_error(state),
         )
         state.cycle += 1
         state.begin_cycle(factors_count=not method.keeps_function)
@@ -220,17 +228,27 @@ class Trainer:
     def _write_cycle(self, method: LowRankOptions, pairs: records.Pairs, **facts: Any) -> None:
         """The newest cycle, ended here: its factor pairs and, beside `facts`, whether they sum up to its change."""
         state = self.state
-        span: dict[str, Any] = {
+        about: dict[str, Any] = {
             "cycle": state.cycle + 1,
             "start": state.cycle_start,
             "end": state.step,
             "lr": self._lr,
+            "factored": self._factored(method),
+            "adds_rank": self._adds_rank(method, pairs),
         }
         if state.cycle == 0:
-            span["wrap_jump"] = state.wrap_jump
-        bound = method.rank * max(map(len, pairs.values())) if self._sum_of_pairs(method) else None
-        about = {"factored": self._factored(method), "adds_rank": bound}
-        self.folder.write_cycle(state.cycle + 1, pairs, {**span, **about, **facts})
+            about |= state.wrapping
+        self.folder.write_cycle(state.cycle + 1, pairs, about | facts)
+
+    def _adds_rank(self, method: LowRankOptions, pairs: records.Pairs) -> int | None:
+        """By how much the cycle can raise the rank of ΔW: 0 where the factors went on unmerged; None has no bound."""
+        start, training = self.state.cycle_start, self.config.training
+        if not self._sum_of_pairs(method):
+            return None
+        first = start in (training.warm_start, training.reference)
+        if not (first or method.merges_after(start - training.warm_start)):
+            return 0
+        return method.rank * max(map(len, pairs.values()))
 
     def _sum_of_pairs(self, method: LowRankOptions) -> bool:
         """Is ΔW a sum of factor pairs? Not of rescaled or rounded W, nor with full-rank steps after the reference."""

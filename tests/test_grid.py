@@ -39,6 +39,12 @@ def test_each_row_and_seed_is_a_run_with_its_changes():
         ("", "the grid is empty"),
         (GRID.replace("[0, 3]", "[]"), "the grid is empty"),
         (GRID.replace("seeds", "sedes"), "unknown field 'sedes'"),
+        (GRID.replace("[0, 3]", "0"), "seeds: must be a list of whole numbers"),
+        (GRID.replace("[0, 3]", "[1, 1]"), "seeds: 1 is there twice"),
+        ("base = 3", r"base: is a table; write \[base\]"),
+        ("[rows]\na = 3", r"rows\.a: is a table; write \[rows\.a\]"),
+        ("rows = ['a']", r"rows: is a table"),
+        ("[rows", "the grid is not valid TOML"),
         (GRID.replace("rank = 2", "rnak = 2"), r"rows\.lora: unknown field 'rnak'.*'rank'"),
     ],
 )

@@ -1,5 +1,7 @@
 """LowRankLinear against the public code, and what merging and restarting promise for any shape."""
 
+import copy
+
 import pytest
 import torch
 from conftest import golden
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from relora_lab import models, seeds
+from relora_lab.errors import BadInput
 from relora_lab.lowrank import LowRankLinear, merged_state_dict, unwrap, wrap
 
 CASES = golden("relora_linear")["cases"]
@@ -127,3 +130,43 @@ def test_a_base_of_zero_starts_with_both_factors_drawn():
     assert not layer.weight.any()
     assert 0 < layer.lora_A.abs().max() <= 12**-0.5
     assert 0 < layer.lora_B.abs().max() <= 3**-0.5
+
+
+def test_a_weight_that_is_shared_is_not_frozen_silently():
+    """A head tied to the embedding, in a model that does not say which its head is."""
+    model = nn.ModuleDict({"embed": nn.Embedding(30, 16), "block": nn.Linear(16, 16), "head": nn.Linear(16, 30)})
+    model["head"].weight = model["embed"].weight
+    with pytest.raises(ValueError, match=r"head: its weight is embed\.weight too.*exclude=\['head'\]"):
+        wrap(model, 2)
+    assert type(model["block"]) is nn.Linear
+    assert all(p.requires_grad for p in model.parameters())
+    assert list(wrap(model, 2, exclude=["head"])) == ["block"]
+
+
+def test_wrap_refuses_weights_that_are_not_finite_and_leaves_the_model_alone():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight.data[2, 3] = float("nan")
+    for method in ("relora", "repissa"):
+        with pytest.raises(ValueError, match="1: the weight is not finite"):
+            wrap(model, 2, method=method)
+        assert all(type(module) is nn.Linear and module.weight.requires_grad for module in model)
+
+
+def test_wrap_takes_a_method_and_its_options():
+    model = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 8))
+    x, start = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)), model[0].weight.clone()
+    y = model(x)
+    layers = wrap(model, 3, 6.0, method="reloqra", qr_mode="paper")
+    Q, R = torch.linalg.qr(start)
+    torch.testing.assert_close(layers["0"].update(), 2 * Q[:, :3] @ R[:3], atol=1e-5, rtol=0)
+    assert not torch.allclose(model(x), y)
+    assert (layers["0"].in_features, layers["0"].out_features) == (12, 10)
+    with pytest.raises(BadInput, match="unknown field 'qr_mod'"):
+        wrap(model, 3, method="reloqra", qr_mod="paper")
+
+
+def test_a_wrapped_model_can_be_copied_and_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(12, 10))
+    wrap(model, 3)
+    torch.save(copy.deepcopy(model), tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size > 0

@@ -163,7 +163,7 @@ def test_activations_are_what_autograd_saves(size, vocab_size, method, precision
     if method != "full":
         restarts = {} if method == "lora" else {"restart_every": 10, "restart_warmup": 1}
         options = methods.options_class(method)(rank=4, **restarts)
-        lowrank.wrap(model, 4, layer=options.layer)
+        lowrank.wrap_with(options, model)
     counted = held.saved(options, sizes.resolve(size), vocab_size, 3, 64, precision)
     assert counted == pytest.approx(saved_by_autograd(model.train(), 3, 64, precision), rel=0.005)
 

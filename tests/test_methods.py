@@ -17,26 +17,22 @@ PEFT = {
     "repissa": "peft_pissa_24x16_nobias",
     "reloqra": "peft_olora_20x20_nobias",
 }
-KEEPING = [  # what keeps the function at a restart
-    ("lora", {}),
-    ("relora", {}),
-    ("online_relora", {}),
-    ("redora", {}),
-    ("repissa", {}),
-    ("reloqra", {}),
-]
+KEEPING = ["relora", "redora", "repissa", "reloqra"]  # the layers that keep the function at a restart
 
 
-def linear(W: torch.Tensor) -> nn.Linear:
-    base = nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
+def linear(W: torch.Tensor, bias: bool = False) -> nn.Linear:
+    base = nn.Linear(W.shape[1], W.shape[0], bias=bias, dtype=W.dtype)
     base.weight.data.copy_(W)
+    if bias:
+        base.bias.data.copy_(torch.linspace(-1, 1, W.shape[0]))
     return base
 
 
 def made(name: str, out: int, cols: int, rank: int, alpha: float, seed: int = 0, **options) -> LowRankLinear:
     """A layer that has been trained: its factors, and its magnitudes, are not where they began."""
     random = torch.Generator().manual_seed(seed)
-    layer = methods.layer(name, linear(torch.randn(out, cols, generator=random)), rank, alpha, **options)
+    base = linear(torch.randn(out, cols, generator=random))
+    layer = methods.layer(name, base, rank, alpha, generator=random, **options)
     with torch.no_grad():
         layer.lora_A.add_(torch.randn(layer.lora_A.shape, generator=random) / cols**0.5)
         layer.lora_B.add_(torch.randn(layer.lora_B.shape, generator=random) / rank**0.5)
@@ -114,7 +110,7 @@ def test_merge_and_new_factors_are_as_defined(name, dtype):
         close(layer.merged_weight(), golden["reloqra_literal/W_eff_after"], within)
 
 
-@pytest.mark.parametrize(("name", "options"), KEEPING)
+@pytest.mark.parametrize("name", KEEPING)
 @given(
     out=st.integers(1, 40),
     cols=st.integers(1, 40),
@@ -122,14 +118,14 @@ def test_merge_and_new_factors_are_as_defined(name, dtype):
     alpha=st.floats(0.1, 64),
     seed=st.integers(0, 99),
 )
-def test_wrapping_and_restarting_keep_the_function(name, options, out, cols, rank, alpha, seed):
+def test_wrapping_and_restarting_keep_the_function(name, out, cols, rank, alpha, seed):
     rank = min(rank, out, cols)
     random = torch.Generator().manual_seed(seed)
     base, x = linear(torch.randn(out, cols, generator=random)), torch.randn(5, cols, generator=random)
     expected = base(x).detach()
-    wrapped = methods.layer(name, base, rank, alpha, **options)
+    wrapped = methods.layer(name, base, rank, alpha)
     close(wrapped(x) / (1 + expected.abs().max()), expected / (1 + expected.abs().max()), 1e-5)
-    layer = made(name, out, cols, rank, alpha, seed, **options)
+    layer = made(name, out, cols, rank, alpha, seed)
     for cycle in range(3):
         y = layer(x).detach()
         size = 1 + float(y.abs().max()) + float(layer.update().abs().max()) * cols**0.5
@@ -164,7 +160,7 @@ def test_repissa_trains_the_largest_singular_directions(alpha):
 
 def test_a_negative_magnitude_turns_its_momentum_when_it_becomes_a_norm():
     model = nn.Sequential(nn.Linear(12, 10))
-    layers = wrap(model, 3, layer=methods.options_class("redora")(rank=3, restart_every=200).layer)
+    layers = wrap(model, 3, method="redora")
     layer = layers["0"]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     x = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
@@ -194,7 +190,7 @@ def test_a_row_of_zeros_is_no_nan(name):
     assert torch.isfinite(layer.merged_weight()).all()
 
 
-@pytest.mark.parametrize("name", [name for name, _ in KEEPING])
+@pytest.mark.parametrize("name", KEEPING)
 def test_bfloat16_weights_are_merged_in_float32(name):
     layer = made(name, 24, 16, 4, 4.0)
     wide = made(name, 24, 16, 4, 4.0)
@@ -203,6 +199,25 @@ def test_bfloat16_weights_are_merged_in_float32(name):
         for key, value in layer.state_dict().items():
             wide.state_dict()[key].copy_(value)
     assert torch.equal(layer.merged_weight(), wide.merged_weight().to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_callers_autocast_changes_nothing_that_is_merged(name):
+    plain, under = (made(name, 24, 16, 4, 4.0) for _ in range(2))
+    plain.restart(seeds.generator(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        merged = under.merged_weight()
+        under.restart(seeds.generator(0))
+    assert torch.equal(merged, made(name, 24, 16, 4, 4.0).merged_weight())
+    assert all(torch.equal(under.state_dict()[key], value) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["repissa", "reloqra"])
+def test_what_is_frozen_in_bfloat16_is_what_the_stored_factors_leave(name):
+    W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    layer = methods.layer(name, linear(W), 4)
+    rest = W.float() - layer.lora_B.float() @ layer.lora_A.float()
+    assert torch.equal(layer.weight, rest.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -225,8 +240,7 @@ def test_a_quantised_model_is_saved_merged_and_unwraps():
     pytest.importorskip("bitsandbytes")
     model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16))
     names = set(model.state_dict())
-    options = methods.options_class("relora")(rank=2, restart_every=200, quantise="int8")
-    wrap(model, 2, layer=options.layer)
+    wrap(model, 2, quantise="int8")
     saved = merged_state_dict(model)
     assert set(saved) == names
     unwrap(model)
@@ -240,13 +254,27 @@ def test_all_methods_are_there_and_unknown_ones_are_named():
         methods.layer("repisa", nn.Linear(4, 4), 2)
     with pytest.raises(BadInput, match="galore trains whole matrices; it has no low-rank layer"):
         methods.layer("galore", nn.Linear(4, 4), 2)
+    with pytest.raises(BadInput, match=r"method\.qr_mode: expected 'residual' or 'paper'"):
+        methods.layer("reloqra", nn.Linear(4, 4), 2, qr_mode="papr")
+    with pytest.raises(BadInput, match=r"method\.rank: expected a whole number"):
+        methods.layer("relora", nn.Linear(4, 4), 2.0)
+    with pytest.raises(ValueError, match=r"Conv1d is no nn\.Linear"):
+        methods.layer("relora", nn.Conv1d(4, 4, 1), 2)
     with pytest.raises(ValueError, match="rank 5 does not fit a matrix of 4×6"):
         methods.layer("repissa", nn.Linear(6, 4), 5)
 
 
 @pytest.mark.parametrize("name", ["dora", "pissa", "olora"])
-@given(st.integers(4, 24), st.integers(4, 24), st.integers(1, 4), st.floats(0.5, 16), st.integers(0, 9))
-def test_layers_equal_peft_for_any_shape(name, out, cols, rank, alpha, seed):
+@given(
+    out=st.integers(1, 24),
+    cols=st.integers(1, 24),
+    rank=st.integers(1, 24),
+    alpha=st.floats(0.5, 16),
+    bias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_layers_equal_peft_for_any_shape(name, out, cols, rank, alpha, bias, seed):
+    rank = min(rank, out, cols)
     peft = pytest.importorskip("peft")
     random = torch.Generator().manual_seed(seed)
     W, x = torch.randn(out, cols, generator=random), torch.randn(5, cols, generator=random)
@@ -257,8 +285,10 @@ def test_layers_equal_peft_for_any_shape(name, out, cols, rank, alpha, seed):
         use_dora=name == "dora",
         init_lora_weights=True if name == "dora" else name,
     )
-    theirs = peft.get_peft_model(nn.Sequential(linear(W)), config).base_model.model[0]
-    mine = methods.layer({"dora": "redora", "pissa": "repissa", "olora": "reloqra"}[name], linear(W), rank, alpha)
+    theirs = peft.get_peft_model(nn.Sequential(linear(W, bias)), config).base_model.model[0]
+    mine = methods.layer(
+        {"dora": "redora", "pissa": "repissa", "olora": "reloqra"}[name], linear(W, bias), rank, alpha
+    )
     A, B = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
     size = 1 + float(W.abs().max())
     if name != "dora":

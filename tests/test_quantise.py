@@ -132,7 +132,7 @@ def test_a_state_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, shape
 def test_bytes_held(kind, per_weight):
     quantised = QuantisedWeight(gaussian((96, 64)), kind)
     assert quantised.nbytes == 96 * 64 * (per_weight + 4 / BLOCK)
-    assert quantised.nbytes == sum(buffer.nbytes for buffer in quantised.buffers())
+    assert quantised.nbytes == sum(buffer.nbytes for buffer in quantised.buffers() if buffer.ndim)
     assert not list(quantised.parameters())
 
 

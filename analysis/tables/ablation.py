@@ -32,10 +32,14 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def reference(runs: pd.DataFrame) -> str | None:
-    """The label that others are compared with: P1's finished run with most ingredients; None where none has any."""
+    """The label that others are compared with: of P1's methods, one with most ingredients; None if none has any."""
     runs = runs[(runs["state"] == "finished") & runs["method"].isin(METHODS)]
     ingredients = runs[list(TOGGLES)].sum(axis=1)
-    return str(runs.loc[ingredients.idxmax(), "label"]) if len(runs) and ingredients.max() > 0 else None
+    if runs.empty or ingredients.max() == 0:
+        return None
+    most = runs[ingredients == ingredients.max()]
+    plain = most[most["method.quantise"].isna()] if "method.quantise" in most else most
+    return str((plain if len(plain) else most)["label"].iloc[0])
 
 
 def difference(runs: pd.DataFrame, label: str, less: str | None) -> dict[str, object]:

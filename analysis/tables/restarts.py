@@ -27,7 +27,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         if cycles.empty:
             continue
         full, by_run = cycles[cycles["event"] == "restart"], cycles.groupby("run")
-        wraps = cycles["wrap_jump"].dropna()
+        wraps = cycles["wrap_jump"].dropna() if "wrap_jump" in cycles else pd.Series(dtype=float)
         rows.append(
             {
                 "label": label,

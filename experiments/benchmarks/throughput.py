@@ -38,6 +38,7 @@ from relora_lab.state import TrainState
 from relora_lab.update import update
 
 WARM_START = 0.33
+GAP = 50  # P2's updates from one refresh of GaLore's projectors to the next
 ACCUMULATED = 6  # of the smaller micro-batch: P2's 1152 sequences on 8 devices are 6 × 24, or 3 × 48, on each
 
 
@@ -63,11 +64,11 @@ def cells(micro_batch: int) -> list[Cell]:
     return [replace(cell, micro_batch=micro_batch * cell.micro_batch // smallest) for cell in printed()]
 
 
-def settings(cell: Cell, given: argparse.Namespace) -> RunConfig:
-    """The run of a cell: no restart comes, GaLore refreshes every 50 updates as in P2."""
+def settings(cell: Cell, given: argparse.Namespace, gap: int) -> RunConfig:
+    """The run of a cell: no restart comes, and GaLore refreshes every `gap` updates."""
     methods: dict[str, dict[str, Any]] = {
         "full": {},
-        "galore": {"gap": 50, "scale": 1.0},
+        "galore": {"gap": gap, "scale": 1.0},
         "relora": {"restart_every": 10**6},
     }
     method = {"name": cell.method, **methods[cell.method]}
@@ -100,9 +101,11 @@ def random_text(folder: Path, vocabulary: int, tokens: int) -> Corpus:
     return Corpus(folder, vocabulary, "random")
 
 
-def begin(cell: Cell, given: argparse.Namespace, corpus: Corpus) -> tuple[TrainState, LanguageModelling]:
+def begin(
+    cell: Cell, given: argparse.Namespace, corpus: Corpus, gap: int = 10**6
+) -> tuple[TrainState, LanguageModelling]:
     """A model in training, low-rank from the start."""
-    run = settings(cell, given)
+    run = settings(cell, given, gap)
     objective, state = LanguageModelling(run, corpus), states.initial(run, corpus.vocab_size)
     if run.low_rank:
         states.begin_low_rank(state, run.low_rank)
@@ -122,16 +125,21 @@ def seconds(state: TrainState, objective: LanguageModelling) -> float:
 
 
 def speeds(given: argparse.Namespace, corpus: Corpus) -> dict[Cell, float]:
-    """Examples a second of every cell, timed in turns."""
+    """Examples a second of every cell, timed in turns. GaLore's step has its share of a refresh every GAP steps."""
     running = {cell: begin(cell, given, corpus) for cell in cells(given.micro_batch)}
-    for _ in range(given.warmup):
-        for training in running.values():
-            update(*training)
+    (galore,) = (cell for cell in running if cell.method == "galore")
+    refreshing = begin(galore, given, corpus, gap=1)
+    for training in [*running.values(), refreshing] * given.warmup:
+        update(*training)
     times: dict[Cell, list[float]] = {cell: [] for cell in running}
+    with_refresh = []
     for _ in range(given.steps):
         for cell, training in running.items():
             times[cell].append(seconds(*training))
-    return {cell: ACCUMULATED * given.micro_batch / statistics.median(found) for cell, found in times.items()}
+        with_refresh.append(seconds(*refreshing))
+    step = {cell: statistics.median(found) for cell, found in times.items()}
+    step[galore] += max(0.0, statistics.median(with_refresh) - step[galore]) / GAP
+    return {cell: ACCUMULATED * given.micro_batch / taken for cell, taken in step.items()}
 
 
 def peak(cell: Cell, given: argparse.Namespace, corpus: Corpus) -> int:

@@ -37,7 +37,8 @@ def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int) -> dict[s
                 _, pending = wait(pending, timeout=0.5)
                 display.update()
         if received:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in pending:  # leaving the pool would train them all
+                future.cancel()
             for worker in multiprocessing.active_children():
                 worker.terminate()
     if received:

@@ -108,7 +108,7 @@ class LowRankOptions(Options):
 
     @property
     def keeps_function(self) -> bool:
-        """Do wrapping and restarts leave what the network computes as it was?"""
+        """Is W − s·B·A what is frozen, so that a new cycle leaves what the network computes as it was?"""
         return True
 
     def restarts_after(self, update: int) -> bool:
@@ -119,18 +119,25 @@ class LowRankOptions(Options):
         """Are B and A merged into W and made anew then?"""
         return self.merges and self.restarts_after(update)
 
-    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """How a cycle begins: from the merged W to B, A and what is frozen beside them (lowrank.Split)."""
+    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """How a cycle begins: B (out, r) and A (r, in) from the merged W in float32 or wider."""
         from relora_lab.lowrank import random_factors
 
-        return random_factors(W, self.rank, generator)
+        return random_factors(self.rank, W, generator)
 
     def layer(self, base: nn.Linear, generator: Generator | None = None) -> LowRankLinear:
         """The layer that takes the place of a linear map."""
         from relora_lab.lowrank import LowRankLinear, RowScaledLinear
 
-        kind = RowScaledLinear if self.rescales else LowRankLinear
-        layer = kind(base, self.rank, self.alpha, split=self.split, quantise=self.quantise, generator=generator)
+        layer = (RowScaledLinear if self.rescales else LowRankLinear)(
+            base,
+            self.rank,
+            self.alpha,
+            split=self.split,
+            whole=not self.keeps_function,
+            quantise=self.quantise,
+            generator=generator,
+        )
         if self.base == "zero":
             layer.start_from_zero(generator)
         return layer

@@ -45,6 +45,10 @@ class Options(_options.Options):
         require(
             0 <= self.error_feedback <= 1, f"method.error_feedback: must be in [0, 1] (got {self.error_feedback})"
         )
+        require(
+            not self.dynamic or self.dynamic_max >= self.gap,
+            f"method.dynamic_max: must be ≥ method.gap, {self.gap} (got {self.dynamic_max})",
+        )
         require(self.dynamic_from >= 0, f"method.dynamic_from: must be ≥ 0 (got {self.dynamic_from})")
 
     def optimizer(self, model: nn.Module, settings: Settings) -> Optimizer:

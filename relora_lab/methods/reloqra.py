@@ -26,13 +26,12 @@ class Options(relora.Options):
         """Not in the paper's form."""
         return self.qr_mode == "residual"
 
-    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
+    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """B = Q[:, :r], A = R[:r] of Q, R = qr(W)."""
         import torch
 
         Q, R = torch.linalg.qr(W)
-        B, A = Q[:, : self.rank], R[: self.rank]
-        return B, A, W - self.scale * (B @ A) if self.keeps_function else W
+        return Q[:, : self.rank], R[: self.rank]
 
     def warnings(self) -> list[str]:
         """The paper's form with s ≥ 1 adds a whole copy of Q·R's first r rows at every restart."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from relora_lab import methods
 from relora_lab.errors import require
 from relora_lab.methods import _options
 
@@ -17,7 +18,7 @@ class Options(_options.LowRankOptions):
     merges: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        name = type(self).__module__.rpartition(".")[2]
+        name = methods.name_of(self)
         require(
             self.restart_every is not None,
             f"method.restart_every: {name} needs it; to train without restarts use method.name = 'lora'",

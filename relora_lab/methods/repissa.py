@@ -17,11 +17,10 @@ class Options(relora.Options):
 
     base: Literal["random"] = "random"
 
-    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG002
-        """B = U√(S/s), A = √(S/s)Vᵀ of the r largest singular values; W − s·B·A stays frozen."""
+    def split(self, W: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """B = U√(S/s), A = √(S/s)Vᵀ of the r largest singular values."""
         import torch
 
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         root = (S[: self.rank] / self.scale).sqrt()
-        B, A = U[:, : self.rank] * root, root[:, None] * Vh[: self.rank]
-        return B, A, W - self.scale * (B @ A)
+        return U[:, : self.rank] * root, root[:, None] * Vh[: self.rank]

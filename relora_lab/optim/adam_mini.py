@@ -95,7 +95,7 @@ def _head_width(name: str, attention: nn.Module, query: nn.Linear, attribute: st
 
 
 class AdamMini(AdamBase):
-    """AdamW with v ← β2·v + (1 − β2)·mean(g²) over each block; `params` are the groups of `blocks(model)`.
+    """AdamW with v ← β2·v + (1 − β2)·mean(g²) over each block; `blocks` are the groups of `blocks(model)`.
 
     State: step (int), exp_avg (the parameter's shape), exp_avg_sq (one number a block), both in `state_dtype`
     (None: the parameter's dtype); updates are in float32 or wider. Raises ValueError naming a hyper-parameter that
@@ -104,7 +104,7 @@ class AdamMini(AdamBase):
 
     def __init__(
         self,
-        params: list[dict[str, Any]],
+        blocks: list[dict[str, Any]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -112,7 +112,7 @@ class AdamMini(AdamBase):
         state_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            params,
+            blocks,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_dtype": state_dtype},
         )
 

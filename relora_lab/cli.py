@@ -1,5 +1,6 @@
 """The command `relora-lab`. Each command imports what it needs inside, so that --help comes at once."""
 
+import os
 import signal
 import sys
 import traceback
@@ -284,6 +285,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         commands, program, arguments = RUNS_COMMANDS, "relora-lab runs", arguments[1:]
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog=program, description=about)
+    except BrokenPipeError:  # who reads our output, head say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from relora_lab import sizes
 from relora_lab.memory import VOCABULARY, estimate, is_350m
@@ -27,22 +27,22 @@ ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of cells in GiB, shown with `digits`, and lines to say below them; `facts` come with the JSON alone."""
+    """Rows of cells in GiB, shown in `unit` with `digits`, and lines to say below them; `facts` are for the JSON."""
 
     rows: dict[str, dict[str, float]]
     notes: list[str]
     facts: dict[str, Any]
+    unit: Literal["GiB", "MiB"] = "GiB"
     digits: int = 2
 
     def as_text(self) -> str:
         """The table and the notes."""
-        first, width = max(map(len, self.rows)), self.digits + 6
+        first = max(map(len, self.rows))
         names = ["OS" if name == "os" else name.capitalize() for name in next(iter(self.rows.values()))]
-        lines = [f"{'GiB':<{first}}" + "".join(f"{name:>{width}}" for name in names)]
+        lines = [f"{self.unit:<{first}}" + "".join(f"{name:>9}" for name in names)]
         for label, cells in self.rows.items():
-            lines.append(
-                f"{label:<{first}}" + "".join(f"{value:>{width}.{self.digits}f}" for value in cells.values())
-            )
+            values = (value * (1024 if self.unit == "MiB" else 1) for value in cells.values())
+            lines.append(f"{label:<{first}}" + "".join(f"{value:>9,.{self.digits}f}" for value in values))
         return "\n".join([*lines, "", *self.notes])
 
     def as_json(self) -> str:
@@ -68,7 +68,8 @@ def of_paper(size: str, rank: int) -> Report:
 
 def of_run(run: RunConfig) -> Report:
     """What a run holds at each moment that can be its peak."""
-    rows, (moment, cells) = phases(run), peak(run)
+    moment, cells = peak(run)
+    total = cells.total / GIB
     facts = {
         "mode": "measured",
         "peak": moment,
@@ -76,14 +77,12 @@ def of_run(run: RunConfig) -> Report:
         "sequence_length": run.data.sequence_length,
         "vocab_size": run.data.vocabulary,
     }
-    return Report(
-        {name: found.in_gib() for name, found in rows.items()},
-        [
-            f"Peak: {cells.total / GIB:.3f} GiB ({moment}) with {run.method_name} on micro-batches of "
-            f"{facts['micro_batch']} × {facts['sequence_length']} tokens, {run.training.precision}.",
-            "All cells are computed: live tensors. The process itself (torch, libraries) comes on top, and on the "
-            "CPU what glibc keeps of freed memory.",
-        ],
-        facts,
-        digits=3,
-    )
+    said = f"{total:.2f} GiB" if total >= 1 else f"{1024 * total:.1f} MiB"
+    notes = [
+        f"Peak: {said} ({moment}) with {run.method_name} on micro-batches of "
+        f"{facts['micro_batch']} × {facts['sequence_length']} tokens, {run.training.precision}.",
+        "All cells are computed: live tensors. The process itself (torch, libraries) comes on top, and on the "
+        "CPU what glibc keeps of freed memory.",
+    ]
+    rows = {name: found.in_gib() for name, found in phases(run).items()}
+    return Report(rows, notes, facts, *(("GiB", 2) if total >= 1 else ("MiB", 1)))

@@ -122,9 +122,9 @@ def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], fact
     if facts["low_rank"] and state.config.low_rank:
         begin_low_rank(state, state.config.low_rank)
     state.model.load_state_dict(tensors["model"])
-    optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]), facts["optimizer"])
+    optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]), facts.get("optimizer", {}))
     saved, device = tensors["start_factors"], state.config.training.device
     names = sorted({key.rpartition(".")[0] for key in saved})
     state.start_factors = {n: (saved[f"{n}.B"].to(device), saved[f"{n}.A"].to(device)) for n in names}
     state.step, state.cycle, state.cycle_start = facts["step"], facts["cycle"], facts["cycle_start"]
-    state.wrapping, state.diverged = facts["wrapping"], facts["diverged"]
+    state.wrapping, state.diverged = facts.get("wrapping", {}), facts["diverged"]

@@ -5,6 +5,7 @@ a label has one colour in every figure of a report. The only place that knows ma
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
+CROWD = 8  # labels that fit into axes
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes tell lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
@@ -72,8 +74,17 @@ def _drawable(label: str) -> str:
 
 
 def add_legend(ax: Axes, **options: Any) -> None:
-    """A legend that takes no room from the axes, however long the labels are."""
-    ax.legend(**options).set_in_layout(False)
+    """A legend in the axes that takes no room from them; of a crowd below them, on a figure made higher for it."""
+    handles = options.pop("handles", None) or ax.get_legend_handles_labels()[0]
+    if len(handles) <= CROWD:
+        ax.legend(handles=handles, **options).set_in_layout(False)
+        return
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / 1.6))
+    figure.set_size_inches(width, height + 0.16 * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def split(ax: Axes, rows: int, columns: int, **options: Any) -> list[Axes]:

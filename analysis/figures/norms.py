@@ -9,6 +9,7 @@ from analysis.norms import norm_traces
 ORDER = 5
 SIZE = (TWO_COLUMNS, 2.1)
 PANELS = {"sBA": "factors ‖sBA‖", "delta_W": "update ‖ΔW‖", "W_merged": "merged weights ‖W‖"}
+MARKED = 16  # restarts that are drawn
 MOMENTS = ["trace", "before", "after"]
 
 
@@ -23,12 +24,13 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:
-    """A panel a norm; dotted lines where there is a restart."""
+    """A panel a norm; dotted lines where there is a restart, unless there are so many that they hide the others."""
     panels = split(ax, 1, len(PANELS))
+    restarts = frame.loc[frame["moment"] == "after", "step"].unique()
     for panel, (norm, title) in zip(panels, PANELS.items(), strict=True):
         for label, rows, look in by_label(frame[frame["norm"] == norm]):
             panel.plot(rows["step"], rows["value"], label=label, **look)
-        for step in frame.loc[frame["moment"] == "after", "step"].unique():
+        for step in restarts if len(restarts) <= MARKED else ():
             panel.axvline(step, color="0.6", linewidth=0.6, linestyle=":", zorder=0)
         panel.set_title(title)
         panel.set_xlabel("update")

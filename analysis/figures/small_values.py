@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from analysis.checkpoints import role_key
 from analysis.counts import of_run
-from analysis.figures import ONE_COLUMN, add_legend, by_label
+from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label
 from analysis.spectra import with_weights
 
 ORDER = 4
@@ -41,7 +41,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         ax.hlines(rows["at_least"].astype(float), *ends, color="black", linewidth=1.2)
     ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
     ax.set_xticks(range(len(roles)), roles)
-    legend_rows = -(-(len(groups) + 1) // 2)
+    legend_rows = -(-(len(groups) + 1) // 2) if len(groups) < CROWD else 0
     ax.set_ylim(0, (1.05 + 0.16 * legend_rows) * frame["total"].max())
     ax.grid(axis="x", visible=False)
     ax.set_ylabel(f"singular values < {THRESHOLD} a matrix")

@@ -67,7 +67,7 @@ def grid(
 
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     out = Path("runs") / declared.stem if out is None else out
-    cells = grids.cells(_declaration(declared), seeds)
+    cells = grids.cells(grids.read(declared), seeds)
     for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
         _say(f"note: {warning}")
     failures = local.launch(cells, out, workers=workers)
@@ -234,21 +234,6 @@ def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes
         clean.remove(found)
         print("removed")
     return DONE
-
-
-def _declaration(grid: Path) -> str:
-    """The text of a grid: of a file, or of one that the package has by that name."""
-    from importlib.resources import files
-
-    known = files("experiments").joinpath("grids")
-    if grid.suffix != ".toml" and (shipped := known.joinpath(f"{grid}.toml")).is_file():
-        return shipped.read_text(encoding="utf-8")
-    try:
-        return grid.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        names = ", ".join(sorted(path.name[:-5] for path in known.iterdir() if path.name.endswith(".toml")))
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise BadInput(f"{grid}: cannot be read ({reason}); a TOML file, or one of {names}") from None
 
 
 def _confirmed(question: str) -> bool:

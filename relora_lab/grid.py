@@ -7,14 +7,36 @@ size = "demo"
 method.name = "full"
 """
 
+import difflib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from relora_lab import config
 from relora_lab.errors import BadInput, require
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
+
+
+def read(grid: Path) -> str:
+    """The text of a grid: of a TOML file, or of one that the package has by that name.
+
+    Raises BadInput, with the nearest name, if it cannot be read.
+    """
+    found = files("experiments").joinpath("grids").iterdir()
+    shipped = {path.name.removesuffix(".toml"): path for path in found if path.name.endswith(".toml")}
+    name = str(grid)
+    if name in shipped:
+        return shipped[name].read_text(encoding="utf-8")
+    try:
+        return grid.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        near = difflib.get_close_matches(name, shipped, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"a TOML file, or one of {', '.join(sorted(shipped))}"
+        raise BadInput(f"{grid}: cannot be read ({reason}); {hint}") from None
 
 
 def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:

@@ -4,23 +4,20 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relora_lab import methods, seeds
-from relora_lab.quantise import Kind, QuantisedWeight, frozen_linear
+from relora_lab.quantise import Kind, QuantisedWeight, frozen_linear, require_library
 
 if TYPE_CHECKING:
     from relora_lab.methods._options import LowRankOptions
 
 # How a cycle begins: from the merged W (out, in), float32 or wider, and a generator to B (out, r) and A (r, in).
 Split = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @contextmanager
@@ -129,8 +126,7 @@ class LowRankLinear(nn.Module):
     @_exactly()
     def _begin(self, W: Tensor, generator: torch.Generator | None) -> None:
         """Begin a cycle at the merged weight W."""
-        if not W.isfinite().all():
-            raise ValueError("the weight is not finite")
+        _check_finite(W)
         B, A = self._split(W, generator)
         self.lora_B.copy_(B)
         self.lora_A.copy_(A)
@@ -216,24 +212,29 @@ def wrap(
 
 
 def wrap_with(
-    options: "LowRankOptions", model: nn.Module, *, seed: int = 0, exclude: Collection[str] = ()
+    options: "LowRankOptions",
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    exclude: Collection[str] = (),
 ) -> dict[str, LowRankLinear]:
     """As `wrap`, with the method's Options made."""
     found = {name: module for name, module in linear_maps(model).items() if name not in exclude}
     if not found:
         raise ValueError("the model has no nn.Linear to wrap (wrapped already?)")
-    trained = {name: module.weight.requires_grad for name, module in found.items()}
-    layers = {}
-    try:
-        for name, module in found.items():
+    if options.quantise:
+        require_library(options.quantise)
+    for name, module in found.items():  # all of them, before the first one's weight is changed
+        try:
+            _check_rank(options.rank, module)
+            _check_finite(module.weight)
             _check_shared(model, name, module)
-            layers[name] = _named(name, options.layer, module, seeds.generator(seed, "factors", 0, name))
-    except ValueError:
-        for name, module in found.items():
-            module.weight.requires_grad_(trained[name])
-        raise
-    for name, layer in layers.items():
-        model.set_submodule(name, layer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    layers = {}
+    for name, module in found.items():
+        layers[name] = options.layer(module, seeds.generator(seed, "factors", 0, name))
+        model.set_submodule(name, layers[name])
     return layers
 
 
@@ -275,21 +276,16 @@ def _check_rank(rank: int, linear: nn.Linear) -> None:
         raise ValueError(f"rank {rank} does not fit a matrix of {rows}×{cols}")
 
 
+def _check_finite(W: Tensor) -> None:
+    if not W.isfinite().all():
+        raise ValueError("the weight is not finite")
+
+
 def _check_shared(model: nn.Module, name: str, linear: nn.Linear) -> None:
     every = model.named_parameters(remove_duplicate=False)
     others = [other for other, p in every if p is linear.weight and other != f"{name}.weight"]
     if others:
-        raise ValueError(
-            f"{name}: its weight is {others[0]} too, and cannot be frozen; exclude=['{name}'] leaves it out"
-        )
-
-
-def _named(name: str, make: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call `make`; a ValueError says which module it is about."""
-    try:
-        return make(*args, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"its weight is {others[0]} too, and cannot be frozen; exclude=['{name}'] leaves it out")
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What a task is to the loop: a batch for a step, a loss, an evaluation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from relora_lab import data, seeds
 from relora_lab.data import Corpus
 from relora_lab.settings import RunConfig
+
+Loss = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LanguageModelling:
         batch_size, length = config.data.batch_size, config.data.sequence_length
         seed = seeds.derive(config.training.seed, "data")
         self.classes = corpus.vocab_size
-        self.autocast = config.training.precision == "bf16-autocast"
+        self._autocast = config.training.precision == "bf16-autocast"
         self.batch = data.Batches(corpus, batch_size=batch_size, sequence_length=length, seed=seed)
         self._held_out = list(
             data.held_out_batches(
@@ -45,31 +48,31 @@ class LanguageModelling:
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self._autocast):
+            return _cross_entropy(model, batch)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Token-weighted mean over the fixed held-out set, in eval mode."""
-        return self._mean(model, self._held_out)
+        return self._mean(self.loss, model, self._held_out)
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> float:
         """The loss on one fixed held-out batch: what a restart must not change. Without autocast, which rounds."""
-        autocast, self.autocast = self.autocast, False
-        try:
-            return self._mean(model, self._held_out[:1]).loss
-        finally:
-            self.autocast = autocast
+        return self._mean(_cross_entropy, model, self._held_out[:1]).loss
 
-    def _mean(self, model: nn.Module, batches: list[Tensor]) -> Evaluation:
+    def _mean(self, loss: Loss, model: nn.Module, batches: list[Tensor]) -> Evaluation:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         total, tokens = 0.0, 0
         for batch in batches:
             predicted = batch[:, 1:].numel()
-            total += float(self.loss(model, batch.to(device))) * predicted
+            total += float(loss(model, batch.to(device))) * predicted
             tokens += predicted
         model.train(training)
         return Evaluation(total / tokens, tokens)
+
+
+def _cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:
+    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())

@@ -271,12 +271,8 @@ class RunFolder:
         With the reference step as `since`, the sum of scale·B·A is ΔW where the facts say `factored`.
         """
         for facts in self.cycle_facts(since=since):
-            tensors = safetensors.torch.load_file(self.path / "cycles" / f"{facts['cycle']:04d}.safetensors")
-            pairs: dict[str, list[Pair]] = {}
-            for key, scale in facts.pop("scales").items():
-                matrix = key.rpartition(".")[0]
-                pairs.setdefault(matrix, []).append((tensors[f"{key}.B"], tensors[f"{key}.A"], scale))
-            yield pairs, facts
+            pairs = {matrix: list(self.pairs(matrix, [facts])) for matrix in self.factored_matrices([facts])}
+            yield pairs, {name: fact for name, fact in facts.items() if name != "scales"}
 
     @staticmethod
     def factored_matrices(cycles: list[dict[str, Any]]) -> list[str]:

@@ -1,6 +1,7 @@
 """Grids: rows × seeds laid over base settings, refused as a whole before anything runs."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,13 @@ def test_every_grid_in_the_package_can_be_read():
     for path in folder.iterdir():
         if path.name.endswith(".toml"):
             assert grid.cells(path.read_text())
+
+
+def test_a_grid_is_a_file_or_the_name_of_one_that_comes_along(tmp_path):
+    (tmp_path / "mine.toml").write_text(GRID)
+    assert grid.read(tmp_path / "mine.toml") == GRID
+    assert grid.cells(grid.read(Path("methods"))).keys() >= {"repissa-seed2", "galore-ef-seed0"}
+    with pytest.raises(BadInput, match=r"methds: cannot be read .*; did you mean 'methods'\?"):
+        grid.read(Path("methds"))
+    with pytest.raises(BadInput, match=r"else\.toml: cannot be read .*one of demo, methods"):
+        grid.read(tmp_path / "else.toml")

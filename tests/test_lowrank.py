@@ -146,10 +146,12 @@ def test_a_weight_that_is_shared_is_not_frozen_silently():
 def test_wrap_refuses_weights_that_are_not_finite_and_leaves_the_model_alone():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight.data[2, 3] = float("nan")
-    for method in ("relora", "repissa"):
+    before = model[0].weight.clone()
+    for method in ("relora", "repissa", "low_rank"):
         with pytest.raises(ValueError, match="1: the weight is not finite"):
             wrap(model, 2, method=method)
         assert all(type(module) is nn.Linear and module.weight.requires_grad for module in model)
+        assert torch.equal(model[0].weight, before)
 
 
 def test_wrap_takes_a_method_and_its_options():

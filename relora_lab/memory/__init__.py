@@ -61,7 +61,7 @@ def _run(size: str | Size, method: str | Options, rank: int, options: dict[str, 
     else:
         name, given = method, {}
     known = {field.name for field in fields(methods.options_class(name))}
-    if name != "lora" and "restart_every" in known:
+    if "restart_every" in known:
         given = {"restart_every": 2500} | given
     if "rank" in known:
         given["rank"] = rank

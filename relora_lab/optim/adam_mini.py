@@ -111,10 +111,7 @@ class AdamMini(AdamBase):
         weight_decay: float = 0.0,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            blocks,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_dtype": state_dtype},
-        )
+        super().__init__(blocks, lr, betas, eps, weight_decay, state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)

@@ -68,7 +68,23 @@ def bias_corrections(step: int, group: dict[str, Any]) -> tuple[float, float]:
 
 
 class AdamBase(Optimizer):
-    """Checked hyper-parameters, a loop over parameters that have a gradient, and state that loads to the bit."""
+    """Checked hyper-parameters, a loop over parameters that have a gradient, and state that loads to the bit.
+
+    `others` are defaults of groups that one optimizer has beside Adam's.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        state_dtype: torch.dtype | None = None,
+        **others: Any,
+    ) -> None:
+        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_dtype": state_dtype}
+        super().__init__(params, adam | others)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch, but a group that cannot be used is an error (ValueError naming the field), and not kept."""
@@ -125,21 +141,6 @@ class AdamW(AdamBase):
     Raises ValueError naming a hyper-parameter that cannot be used. In bfloat16 with β2 = 0.999 the second
     moment never decays (x·0.999 rounds to x): that is what P2 ran. Source: Loshchilov and Hutter 2019.
     """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        state_dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            params,
-            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_dtype": state_dtype},
-        )
 
     def _update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         adamw_(parameter, state, group)

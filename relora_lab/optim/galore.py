@@ -132,11 +132,11 @@ class GaLore(AdamBase):
         sign: Literal["canonical", "lapack"] = "canonical",
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        adam = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_dtype": state_dtype}
         rule = {"gap": gap, "dynamic": dynamic, "dynamic_from": dynamic_from, "dynamic_max": dynamic_max}
         subspace = {"rank": rank, "side": side, "sign": sign, "scale": scale, "error_feedback": error_feedback}
         # Counts live in the groups because those are saved.
-        super().__init__(params, adam | rule | subspace | {"refreshes": 0, "skipped_zero": 0})
+        counts = {"refreshes": 0, "skipped_zero": 0}
+        super().__init__(params, lr, betas, eps, weight_decay, state_dtype, **rule, **subspace, **counts)
 
     @property
     def status(self) -> dict[str, int]:

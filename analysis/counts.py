@@ -1,18 +1,34 @@
-"""How many singular values are small, how many are not zero, and how many there can be."""
+"""How many singular values are small, how many are not zero, how many there can be; and other measures of rank."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.checkpoints import ROUNDING, role_key
+from analysis.checkpoints import ROUNDING
+from analysis.naming import role_key
 from analysis.spectra import Comparison
 from analysis.spectra import of_run as comparison_of
 from relora_lab.runs import RunFolder
 
 MATRIX = ["matrix", "layer", "role", "rows", "cols"]
 EPS32 = float(np.finfo(np.float32).eps)
+MEASURES = {  # of rank_measures, with their dtypes
+    "numerical_rank": "Int64",
+    "stable_rank": "float64",
+    "effective_rank": "float64",
+    "participation_ratio": "float64",
+    "per": "float64",
+    "energy_rank_90": "Int64",
+    "energy_rank_99": "Int64",
+    "condition_number": "float64",
+    "spectral_norm": "float64",
+    "frobenius_norm": "float64",
+    "nuclear_norm": "float64",
+}
+TIE = 1e-12  # what rounding can take from a cumulative share of 4096 squares
 
 
 def count_singular_values(spectra: pd.DataFrame, threshold: float | Sequence[float] = 0.1) -> pd.DataFrame:
@@ -20,13 +36,15 @@ def count_singular_values(spectra: pd.DataFrame, threshold: float | Sequence[flo
 
     `below` counts sigma < threshold (strictly), `above` sigma ≥ threshold; together they are `total`, the
     matrix's smaller side. P1 counts below 0.1 (Figures 4 and 12). Columns: what identifies a matrix in `spectra`
-    (its run's label and seed too, where there), threshold, below, above, total. A matrix of non-finite
-    entries has neither: its counts are missing (pd.NA). Raises ValueError for a threshold that is no number ≥ 0.
+    (its run's label and seed too, where there), threshold, below, above, total, ambiguous. A matrix of non-finite
+    entries has neither: its counts are missing (pd.NA). `ambiguous` says that a sigma is within
+    max(1e-12, 1e-14·(σ1/sigma)²) of the threshold, relative to sigma: nearer than `singular_values` can tell from a
+    Gram matrix, so that the count may be off by such values. Raises ValueError for a threshold that is no number ≥ 0.
     """
     thresholds = np.unique(np.asarray(threshold, float))
     if not thresholds.size or not bool((thresholds >= 0).all()):
         raise ValueError(f"thresholds must be numbers ≥ 0 (got {threshold})")
-    keys = [name for name in spectra.columns if name not in ("index", "sigma")]
+    keys = _identity(spectra)
     found = []
     for identity, group in spectra.groupby(keys, sort=False, observed=True):
         sigma = np.sort(group["sigma"].to_numpy())
@@ -34,10 +52,53 @@ def count_singular_values(spectra: pd.DataFrame, threshold: float | Sequence[flo
         for tau in thresholds:
             below = int(np.searchsorted(sigma, tau, side="left"))
             counts = (below, len(sigma) - below) if finite else (pd.NA, pd.NA)
-            found.append((*identity, float(tau), *counts, len(sigma)))
-    frame = pd.DataFrame(found, columns=[*keys, "threshold", "below", "above", "total"])
-    frame = frame.astype({"below": "Int64", "above": "Int64"})
+            found.append((*identity, float(tau), *counts, len(sigma), finite and _ambiguous(sigma, tau)))
+    frame = pd.DataFrame(found, columns=[*keys, "threshold", "below", "above", "total", "ambiguous"])
+    frame = frame.astype({"below": "Int64", "above": "Int64", "ambiguous": bool})
     return frame.astype({name: spectra[name].dtype for name in keys})
+
+
+def rank_measures(spectra: pd.DataFrame, floors: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Measures of rank and norms, a row a matrix: what identifies it in `spectra`, then the columns below.
+
+    numerical_rank: how many σ > floor, that of the matrix in `floors` (as numerical_ranks gives; with a column run
+        where there are several), by default eps32·max(rows, cols)·σ1.
+    stable_rank: ‖·‖_F² / σ1² (Rudelson & Vershynin 2007). effective_rank: exp of the Shannon entropy of σ / Σσ (Roy &
+        Vetterli 2007); per: that over the smaller side. participation_ratio: (Σσ²)² / Σσ⁴.
+    energy_rank_90, energy_rank_99: the least k whose k largest σ hold 90, 99 % of Σσ²; a share that is 1e-12 short,
+        as rounding can leave it where k values hold 90 % exactly, counts as reached.
+    condition_number: σ1 / σ_min; infinite where the numerical rank is less than the smaller side, NaN if all is 0.
+    spectral_norm, frobenius_norm, nuclear_norm: σ1, √Σσ², Σσ.
+
+    stable_rank ≤ participation_ratio ≤ effective_rank ≤ how many σ are not 0: equal where those are equal. Ranks and
+    condition number of tσ are those of σ (a floor that is given is not scaled). A zero matrix has ranks and norms 0;
+    of a matrix of non-finite entries all is missing. Raises ValueError where `floors` has no or two rows of a matrix.
+    """
+    given = None if floors is None else _by_matrix(floors, spectra)
+
+    def measure(about: Mapping[str, Any], sigma: np.ndarray) -> dict[str, float]:
+        floor = EPS32 * max(about["rows"], about["cols"]) * sigma[0] if given is None else given(about)
+        return _measures(sigma, floor)
+
+    return per_matrix(spectra, measure, MEASURES)
+
+
+def per_matrix(
+    spectra: pd.DataFrame,
+    measure: Callable[[Mapping[str, Any], np.ndarray], Mapping[str, float]],
+    columns: Mapping[str, str],
+) -> pd.DataFrame:
+    """A row a matrix of `spectra`: what identifies it, then `columns` (name: dtype) as measured.
+
+    `measure` is given what identifies a matrix and its σ, descending. What it leaves out is missing, as is all of a
+    matrix with non-finite entries.
+    """
+    keys, found = _identity(spectra), []
+    for identity, group in spectra.groupby(keys, sort=False, observed=True):
+        about, sigma = dict(zip(keys, identity, strict=True)), np.sort(group["sigma"].to_numpy())[::-1]
+        found.append(about | dict(measure(about, sigma) if np.isfinite(sigma).all() else {}))
+    frame = pd.DataFrame(found, columns=[*keys, *columns])
+    return frame.astype({name: spectra[name].dtype for name in keys} | dict(columns))
 
 
 def numerical_ranks(comparison: Comparison, *, merges: int = 1) -> pd.DataFrame:
@@ -45,16 +106,19 @@ def numerical_ranks(comparison: Comparison, *, merges: int = 1) -> pd.DataFrame:
 
     rank counts sigma > floor = max(eps32·max(rows, cols)·σ1, u·rms(W)·(√rows + √cols)·√merges): the error of a
     float32 product, and the noise of rounding W to its stored dtype once a merge, u = 2⁻²⁴ for float32 and 2⁻⁹
-    for bfloat16. (The first term alone calls a rank-384 update stored in bfloat16 full.) The rank of a
-    matrix of non-finite entries is missing.
+    for bfloat16. (The first term alone calls a rank-384 update stored in bfloat16 full.) There is no second term
+    where `source` is "factors": ΔW is then known as a sum of products, and not from W. The rank of a matrix of
+    non-finite entries is missing.
     """
     sigmas = dict(iter(comparison.spectra.groupby("matrix", sort=False)["sigma"]))
     found = []
     for row in comparison.matrices.itertuples():
         sigma = sigmas[row.matrix].to_numpy()
         product = EPS32 * max(row.rows, row.cols) * sigma.max(initial=0.0)
-        rounding = ROUNDING[row.dtype] * row.rms * (row.rows**0.5 + row.cols**0.5) * max(merges, 1) ** 0.5
-        floor = max(product, rounding)
+        floor = product
+        if row.source == "weights":
+            noise = ROUNDING[row.dtype] * row.rms * (row.rows**0.5 + row.cols**0.5)
+            floor = max(floor, noise * max(merges, 1) ** 0.5)
         found.append((pd.NA if row.nonfinite else int((sigma > floor).sum()), floor))
     ranks = pd.DataFrame(found, columns=["rank", "floor"], index=comparison.matrices.index)
     return comparison.matrices[MATRIX].join(ranks.astype({"rank": "Int64"}))
@@ -107,7 +171,9 @@ def relative_threshold(spectra: pd.DataFrame, runs: pd.DataFrame, factor: float 
 
 
 def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, merges: int = 1) -> pd.DataFrame:
-    """A row a role, and one for all: matrices, largest sigma, rank (its range over matrices), counts at each τ."""
+    """A row a role, and one for all: matrices, largest sigma, rank (its range over matrices), mean effective rank,
+    counts at each τ."""
+    effective = rank_measures(comparison.spectra)
     counts = count_singular_values(comparison.spectra, thresholds)
     ranks = numerical_ranks(comparison, merges=merges)
     rows = []
@@ -117,6 +183,7 @@ def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, mer
         sigma = comparison.spectra.loc[comparison.spectra["matrix"].isin(mine["matrix"]), "sigma"]
         row = {"role": role, "matrices": int(chosen.sum()), "largest σ": sigma.max()}
         row |= {"rank_low": ranks.loc[chosen, "rank"].min(), "rank_high": ranks.loc[chosen, "rank"].max()}
+        row["effective rank"] = effective.loc[effective["matrix"].isin(mine["matrix"]), "effective_rank"].mean()
         for tau, group in mine.groupby("threshold"):
             row |= {
                 f"< {tau:.12g}": group["below"].sum(min_count=1),
@@ -124,3 +191,60 @@ def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, mer
             }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _identity(spectra: pd.DataFrame) -> list[str]:
+    """The columns that tell matrices apart: all but those of a singular value."""
+    return [name for name in spectra.columns if name not in ("index", "sigma")]
+
+
+def _ambiguous(sigma: np.ndarray, tau: float) -> bool:
+    """Is tau > 0 as near to one of sigma (ascending, finite) as the error of its square in a Gram matrix?"""
+    largest = sigma[-1]
+    if tau == 0 or largest == 0:
+        return False  # no sigma is below 0; and zeros are exact
+    with np.errstate(over="ignore", under="ignore"):  # of squares that are far from any bound
+        squares, square = np.square(sigma / largest), np.square(tau / largest)
+    return bool((np.abs(squares - square) <= 2 * np.maximum(1e-12 * squares, 1e-14)).any())
+
+
+def _by_matrix(floors: pd.DataFrame, spectra: pd.DataFrame) -> Callable[[Mapping[str, Any]], float]:
+    """The floor of what identifies a matrix, by the columns that `floors` shares with `spectra`."""
+    shared = [name for name in _identity(spectra) if name in floors.columns]
+    known = dict(zip(zip(*(floors[name] for name in shared), strict=True), floors["floor"], strict=True))
+    if len(known) < len(floors):
+        raise ValueError("floors has a matrix twice")
+
+    def floor(about: Mapping[str, Any]) -> float:
+        place = tuple(about[name] for name in shared)
+        if place not in known:
+            raise ValueError(f"floors has no {about['matrix']}")
+        return float(known[place])
+
+    return floor
+
+
+def _measures(sigma: np.ndarray, floor: float) -> dict[str, float]:
+    largest = float(sigma[0])
+    if largest == 0:
+        return dict.fromkeys(MEASURES, 0.0) | {"condition_number": float("nan")}
+    scaled = sigma / largest  # its squares neither overflow nor all vanish
+    squares, total = np.square(scaled), float(scaled.sum())
+    energy = np.cumsum(squares)
+    share = scaled[scaled > 0] / total
+    effective = float(np.exp(-(share * np.log(share)).sum()))
+    rank = int((sigma > floor).sum())
+    full = rank == len(sigma) and scaled[-1] > 0
+    return {
+        "numerical_rank": rank,
+        "stable_rank": float(energy[-1]),
+        "effective_rank": effective,
+        "participation_ratio": float(energy[-1] ** 2 / np.square(squares).sum()),
+        "per": effective / len(sigma),
+        "energy_rank_90": int(np.searchsorted(energy, 0.90 * (1 - TIE) * energy[-1])) + 1,
+        "energy_rank_99": int(np.searchsorted(energy, 0.99 * (1 - TIE) * energy[-1])) + 1,
+        "condition_number": 1 / float(scaled[-1]) if full else float("inf"),
+        "spectral_norm": largest,
+        "frobenius_norm": largest * float(energy[-1]) ** 0.5,
+        "nuclear_norm": largest * total,
+    }

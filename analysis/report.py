@@ -55,7 +55,8 @@ def build(runs: pd.DataFrame | str | Path | Iterable[str | Path], out: str | Pat
     out = output.check(out)
     require_comparable(runs)
     jobs = [*tables.available(), *figures.available()]
-    parts = [_part(module, runs) for module in tqdm(jobs, desc="report", unit="part", disable=not progress)]
+    found = [(module, _part(module, runs)) for module in tqdm(jobs, desc="report", unit="part", disable=not progress)]
+    parts = [part for module, part in found if not (part.frame.empty and getattr(module, "OPTIONAL", False))]
     parts += [_settings(runs), _runs(runs)]
     for folder in ("figures", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)

@@ -1,39 +1,42 @@
-"""Singular values of ΔW = W_final − W_start, for every matrix that two checkpoints share."""
+"""Singular values of ΔW = W_final − W_start, for every matrix that two models share."""
 
-import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
-from tqdm import tqdm
 
-from analysis.checkpoints import Matrix, open_checkpoint, shared_matrices
-from relora_lab.errors import require
+from analysis import parallel
+from analysis.cache import Cache, Measured, sha256
+from analysis.matching import Matrix, Pair, open_pair
+from analysis.naming import Selection
+from analysis.singular import NotFinite, factored_singular_values, singular_values, worthwhile
+from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import RunFolder
+
+__all__ = [
+    *("Comparison", "compare", "delta_spectra", "factored_singular_values", "of_run", "of_runs", "over_training"),
+    *("require_change", "singular_values", "with_weights"),
+]
 
 FIRST = ["label", "seed", "run"]
 COLUMNS = ["matrix", "layer", "role", "rows", "cols", "index", "sigma"]
-NATIVE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-CHUNK = 1024  # columns of a matrix that are widened to float64 at a time
+Method = Literal["auto", "gram", "svd"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two checkpoints differ by.
+    """What two models differ by.
 
     `spectra` has a row a singular value: matrix, layer, role, rows, cols, index (0 is the largest), sigma.
-    `matrices` has a row a matrix: matrix, layer, role, rows, cols, dtype (the coarser of both), rms (of the
-    final W), frobenius (‖ΔW‖_F), nonfinite (how many entries of ΔW are NaN or infinite; its sigmas are then NaN).
-    `left_out` counts the tensors of the final checkpoint that were not compared.
+    `matrices` has a row a matrix: matrix, layer, role, rows, cols, dtype (the coarser of both), source (of ΔW:
+    "weights", or "factors" whose products it is the sum of), rms (of the final W; NaN where that was not read),
+    frobenius (‖ΔW‖_F), nonfinite (how many entries are NaN or infinite; its sigmas are then NaN).
+    `left_out` counts the tensors of the final model that were not compared.
     """
 
     spectra: pd.DataFrame
@@ -41,52 +44,12 @@ class Comparison:
     left_out: int
 
 
-def singular_values(matrix: ArrayLike | Tensor, method: Literal["gram", "svd"] = "gram") -> np.ndarray:
-    """The min(rows, cols) singular values of a matrix, descending, float64.
-
-    "gram" takes the square roots of the eigenvalues of the Gram matrix of the smaller side, summed in float64:
-    exact to about 1e-8 of the largest value, several times faster than "svd" (LAPACK gesdd in float64), which
-    is there to check it. Input of any float or integer type; float64 stays float64. Raises ValueError for what
-    is no matrix, is complex or is not finite.
-    """
-    W = matrix if isinstance(matrix, Tensor) else torch.from_numpy(np.array(matrix))
-    if W.dim() != 2:
-        raise ValueError(f"singular values need a matrix, got an array of {W.dim()} dimensions")
-    if W.is_complex():
-        raise ValueError("singular values of complex matrices are not implemented")
-    if not W.numel():
-        return np.empty(0)
-    if method not in ("gram", "svd"):
-        raise ValueError(f"method must be 'gram' or 'svd' (got {method!r})")
-    W = W.detach() if W.dtype in NATIVE else W.detach().double()
-    largest = float(W.abs().max())
-    if not math.isfinite(largest):
-        raise ValueError("the matrix has non-finite entries")
-    # A power of two, so that scaling rounds nothing and squares neither overflow nor vanish.
-    scale = math.ldexp(1.0, math.frexp(largest)[1] - 1)
-    if method == "svd":
-        return (torch.linalg.svdvals(W.double() / scale) * scale).cpu().numpy()
-    small = W if W.shape[0] <= W.shape[1] else W.T
-    gram = torch.zeros(len(small), len(small), dtype=torch.float64, device=W.device)
-    for part in small.split(CHUNK, dim=1):
-        wide = part.double() / scale
-        gram.addmm_(wide, wide.T)
-    squares = torch.linalg.eigvalsh(gram).flip(0)
-    return (squares.clamp(min=0).sqrt() * scale).cpu().numpy()
-
-
-def delta_spectra(
-    start: str | Path,
-    final: str | Path,
-    *,
-    match: str | Sequence[str] | None = None,
-    workers: int | None = None,
-) -> pd.DataFrame:
+def delta_spectra(start: str | Path, final: str | Path, **options: Any) -> pd.DataFrame:
     """Singular values of ΔW of every shared matrix: matrix, layer, role, rows, cols, index, sigma (descending).
 
     See `compare` for the arguments; this is its `spectra`. Raises BadInput where every ΔW is exactly zero.
     """
-    comparison = compare(start, final, match=match, workers=workers)
+    comparison = compare(start, final, **options)
     require_change(comparison, final)
     return comparison.spectra
 
@@ -102,36 +65,32 @@ def compare(
     final: str | Path,
     *,
     match: str | Sequence[str] | None = None,
+    roles: str | Sequence[str] | None = None,
+    layers: int | Sequence[int] | None = None,
+    method: Method = "auto",
+    device: str = "cpu",
     workers: int | None = None,
+    cache: bool = True,
     progress: bool = False,
 ) -> Comparison:
-    """Compare two checkpoints: run folders (warm_start/ of `start`, final/ of `final`), Hugging Face folders, files.
+    """Compare two models: run folders (warm_start/ of `start`, final/ of `final`), Hugging Face folders, files, hub
+    names; or a model and a PEFT LoRA adapter to it.
 
-    `match`: globs of matrix names (default: every linear map of the blocks). `workers` matrices are worked on at
-    a time (default: as many as there are cores), each by one thread, and so many are in memory. A matrix with
-    non-finite entries is marked and left out. Raises BadInput where the two do not fit.
+    `match` (globs of matrix names), `roles` ("q") and `layers` choose; without globs it is every linear map of the
+    blocks. `method` "auto" takes a run's or an adapter's factors where they are the sooner way, and else the Gram
+    matrix; "gram" and "svd" always the weights. `workers` matrices are worked on at a time (default: as many as there
+    are cores), each by one thread, and so many are in memory. With `cache` a second look at the same files computes
+    nothing. A matrix with non-finite entries is marked and left out. Raises BadInput where the two do not fit.
     """
-    require(workers is None or workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
-    sides = open_checkpoint(start, "warm_start"), open_checkpoint(final, "final")
-    matrices = shared_matrices(*sides, match)
-    workers = min(len(matrices), workers or len(os.sched_getaffinity(0)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            bar = tqdm(total=len(matrices), desc="spectra", unit="matrix", disable=not progress or len(matrices) < 50)
-            measured = []
-            for found in pool.map(_measure, matrices):
-                measured.append(found)
-                bar.update()
-            bar.close()
-    finally:
-        torch.set_num_threads(threads)
-    table = pd.DataFrame([facts for facts, _ in measured])
-    spectra = pd.concat(
-        [_rows(m, sigma) for m, (_, sigma) in zip(matrices, measured, strict=True)], ignore_index=True
-    )
-    return Comparison(spectra, table, left_out=len(sides[1].tensors) - len(matrices))
+    _check_device(device)
+    require(method in ("auto", "gram", "svd"), f"--method: must be auto, gram or svd (got {method!r})")
+    pair = open_pair(start, final, Selection.of(match, roles, layers))
+    bar = "spectra" if progress else ""
+    measured = _measured(pair, method, device, workers, cache, bar)
+    _refuse_copies(pair.matrices, measured)
+    facts = [_facts(matrix, found) for matrix, found in zip(pair.matrices, measured, strict=True)]
+    rows = [_rows(matrix, found.sigma) for matrix, found in zip(pair.matrices, measured, strict=True)]
+    return Comparison(pd.concat(rows, ignore_index=True), pd.DataFrame(facts), pair.left_out)
 
 
 def of_run(run: str | Path) -> Comparison:
@@ -159,31 +118,120 @@ def with_weights(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[[RunFolder(path).has_weights for path in runs["path"]]]
 
 
+def over_training(run: str | Path) -> pd.DataFrame:
+    """Spectra of ΔW of a run's snapshots and of its end: step, then `delta_spectra`'s columns.
+
+    A run keeps snapshots with training.snapshot_every.
+    """
+    folder = RunFolder(run)
+    start = folder.weights("warm_start")
+    ends = {**folder.snapshots, int(folder.status["step"]): folder.weights("final")}
+    found = [compare(start, end).spectra.assign(step=step) for step, end in ends.items()]
+    return pd.concat(found, ignore_index=True)[["step", *COLUMNS]]
+
+
 @lru_cache(maxsize=256)
 def _of_run(path: Path, weights: tuple[tuple[int, int], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
     return compare(path, path)
 
 
-def _measure(matrix: Matrix) -> tuple[dict[str, Any], np.ndarray]:
-    delta, final = matrix.delta()
-    nonfinite = int(delta.numel() - torch.isfinite(delta).sum())
-    smaller = min(delta.shape)
-    facts = {
-        "matrix": matrix.name,
-        "layer": matrix.layer,
-        "role": matrix.role,
-        "rows": matrix.rows,
-        "cols": matrix.cols,
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise BadInput(f"--device {device}: cannot compute in float64 here ({one_line(error)})") from None
+
+
+def _measured(
+    pair: Pair, method: Method, device: str, workers: int | None, cached: bool, progress: str
+) -> list[Measured]:
+    """What is known of each matrix, from the cache or its files."""
+    cache = Cache() if cached else None
+    if cache:
+        files = list(dict.fromkeys(file for matrix in pair.matrices for file in matrix.files))
+        parallel.each(sha256, files, workers=workers, progress=f"{progress}: files" if progress else "", unit="file")
+    try:
+        return parallel.each(
+            partial(_of_matrix, method=method, device=device, cache=cache),
+            pair.matrices,
+            workers=workers,
+            progress=progress,
+        )
+    finally:
+        if cache:
+            cache.save()
+
+
+def _of_matrix(matrix: Matrix, method: Method, device: str, cache: Cache | None) -> Measured:
+    factors = matrix.factors if method == "auto" or matrix.final is None else None
+    if factors and matrix.final is not None and not worthwhile(factors.rank, matrix.rows, matrix.cols):
+        factors = None
+    how = f"{'factors' if factors else 'weights'} {method.replace('auto', 'gram')} {torch.device(device).type}"
+    found = cache.get(matrix.files, how, matrix.name) if cache else None
+    if found is None:
+        found = _of_factors(matrix, method) if factors else _of_weights(matrix, method, device)
+        if cache:
+            cache.put(matrix.files, how, matrix.name, found)
+    return found
+
+
+def _of_factors(matrix: Matrix, method: Method) -> Measured:
+    assert matrix.factors is not None
+    pairs = matrix.factors.read()
+    nonfinite = sum(int((~torch.isfinite(factor)).sum()) for B, A, _ in pairs for factor in (B, A))
+    if nonfinite:
+        return _not_finite(matrix, "factors", nonfinite)
+    sigma = factored_singular_values(pairs) if method == "auto" else singular_values(matrix.delta(), method)
+    return Measured(sigma, "factors", np.nan, 0)
+
+
+def _of_weights(matrix: Matrix, method: Method, device: str) -> Measured:
+    start, final = matrix.ends()
+    delta = final - start
+    size, change = (float(torch.linalg.vector_norm(W, dtype=torch.float64)) for W in (final, delta))
+    if matrix.rows == matrix.cols and change > size / 2:
+        turned = float((final - start.T).norm())
+        require(turned > change / 2, f"{matrix.name}: is transposed in one of the two: Wᵀ is what the other has")
+    del start, final
+    try:
+        sigma = singular_values(delta.to(device), "svd" if method == "svd" else "gram")
+    except NotFinite:
+        return _not_finite(matrix, "weights", int((~torch.isfinite(delta)).sum()))
+    return Measured(sigma, "weights", size / delta.numel() ** 0.5, 0)
+
+
+def _refuse_copies(matrices: Sequence[Matrix], measured: Sequence[Measured]) -> None:
+    """Raise BadInput if two matrices hold the same numbers on both sides: copies of one that the model shares."""
+    seen: dict[tuple[float, ...], Matrix] = {}
+    for matrix, found in zip(matrices, measured, strict=True):
+        alike = seen.setdefault((matrix.rows, matrix.cols, found.rms, float(found.sigma.sum())), matrix)
+        if alike is not matrix and matrix.final and alike.final and found.sigma.any():
+            mine, other = matrix.ends(), alike.ends()
+            same = torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1])
+            same = same and len(mine[0].unique()) > min(mine[0].numel(), 256) / 2  # all zero, say, is no copy
+            require(
+                not same, f"{matrix.name} and {alike.name} are copies of one matrix, which would be counted twice"
+            )
+
+
+def _not_finite(matrix: Matrix, source: str, entries: int) -> Measured:
+    return Measured(np.full(min(matrix.rows, matrix.cols), np.nan), source, np.nan, entries)
+
+
+def _facts(matrix: Matrix, found: Measured) -> dict[str, Any]:
+    return {
+        **_place(matrix),
         "dtype": matrix.dtype,
-        "rms": float(final.double().square().mean().sqrt()),
-        "frobenius": float(delta.double().norm()),
-        "nonfinite": nonfinite,
+        "source": found.source,
+        "rms": found.rms,
+        "frobenius": float(np.linalg.norm(found.sigma)),
+        "nonfinite": found.nonfinite,
     }
-    return facts, np.full(smaller, np.nan) if nonfinite else singular_values(delta)
 
 
 def _rows(matrix: Matrix, sigma: np.ndarray) -> pd.DataFrame:
-    place = {"matrix": matrix.name, "layer": matrix.layer, "role": matrix.role}
-    return pd.DataFrame(
-        {**place, "rows": matrix.rows, "cols": matrix.cols, "index": range(len(sigma)), "sigma": sigma}
-    )
+    return pd.DataFrame({**_place(matrix), "index": range(len(sigma)), "sigma": sigma})
+
+
+def _place(matrix: Matrix) -> dict[str, Any]:
+    return {"matrix": matrix.name} | {name: getattr(matrix, name) for name in COLUMNS[1:5]}

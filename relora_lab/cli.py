@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -115,37 +115,75 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = 
 
 
 def spectrum(
-    start: Annotated[Path, tyro.conf.Positional],
-    final: Annotated[Path | None, tyro.conf.Positional] = None,
+    start: Annotated[str, tyro.conf.Positional],
+    finals: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     threshold: tyro.conf.UseAppendAction[tuple[float, ...]] = (),
     match: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    role: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    layer: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    vectors: bool = False,
+    tail: bool = False,
     json: bool = False,
     out: Path | None = None,
+    method: Literal["auto", "gram", "svd"] = "auto",
+    device: str = "cpu",
     workers: int | None = None,
+    cache: bool = True,
 ) -> int:
-    """Singular values of what two checkpoints differ by: counts, rank, figure. No training stack is loaded.
+    """Singular values of what two models differ by: counts, ranks, figures. No training stack is loaded.
 
     Args:
-        start: A run folder (its warm_start/), a Hugging Face folder, or a safetensors file.
-        final: The same (of a run folder final/). Default: the run folder START is meant twice.
+        start: A run folder (its warm_start/), a Hugging Face folder, a safetensors file, or a name on the hub.
+        finals: One or more of the same (of a run folder final/), or PEFT LoRA adapters to START. Default: the run
+            folder START is meant twice.
         threshold: Count singular values below and above this. Can be given more than once. Default: 0.1.
         match: Only matrices whose name fits, like '*.q_proj'. Can be given more than once.
+        role: Only matrices of this role, like q. Can be given more than once.
+        layer: Only this layer, or these (0-3). Can be given more than once.
+        vectors: Also how ΔW lies to the directions of W, intruder dimensions, and what several ΔW have in common.
+        tail: Also the exponent of a power law fitted to the largest values.
         json: Print everything, every singular value too, as JSON.
-        out: Write spectra, counts and matrices as CSV, and a figure, into this folder.
+        out: Write spectra, counts and matrices as parquet (and CSV), and figures, into this folder.
+        method: auto takes known factors where that is sooner; gram and svd take the weights.
+        device: Where to compute: cpu, cuda.
         workers: Matrices worked on at a time, one thread each. Default: as many as there are cores.
+        cache: Remember what was measured, so that a second look is immediate.
     """
     from analysis import look, output
+    from analysis.naming import layers_of
 
     if out is not None:
         output.check(out)
-    found = look.at(start, final, threshold or (0.1,), match or None, workers=workers)
-    print(found.as_json() if json else found.as_text())
+    layers = layers_of(layer)
+    names = [Path(final).name for final in finals]
+    labels = [name if names.count(name) == 1 else final for name, final in zip(names, finals, strict=True)]
+    looks = [
+        look.at(
+            start,
+            final,
+            threshold or (0.1,),
+            match,
+            roles=role,
+            layers=layers,
+            label=label,
+            vectors=vectors,
+            tail=tail,
+            method=method,
+            device=device,
+            workers=workers,
+            cache=cache,
+        )
+        for final, label in zip(finals or (None,), labels or ("ΔW",), strict=True)
+    ]
+    common = look.overlaps(looks, workers) if vectors and len(looks) > 1 else None
+    print(look.as_json(looks) if json else look.as_text(looks, common))
     if out is not None:
-        found.write(out)
+        look.write(looks, out, common)
         _say(f"written to {out}")
-    for name, count in found.nonfinite.items():
+    broken = {name: count for found in looks for name, count in found.nonfinite.items()}
+    for name, count in broken.items():
         _say(f"{name}: {count} non-finite values; marked and left out")
-    return PARTIAL if found.nonfinite else DONE
+    return PARTIAL if broken else DONE
 
 
 def plan(

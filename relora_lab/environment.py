@@ -27,7 +27,7 @@ def fingerprint(device: str) -> dict[str, str]:
 
 
 def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made with, and what its warm_start/ is: init, warm start or snapshot.
+    """What a run is made with, and what its warm_start/ is: init, warm start, or snapshot of another step.
 
     `before` is what was written when it began; a run that went on elsewhere is no longer bit-identical.
     """

@@ -21,10 +21,15 @@ from torch import Tensor
 
 from relora_lab import config, files
 from relora_lab.errors import BadInput, Interrupted, require
-from relora_lab.logs import LOGS, Logs
+from relora_lab.logs import Logs
 from relora_lab.settings import RunConfig, check_name
 
 Pair = tuple[Tensor, Tensor, float]  # B (out, r), A (r, in), sign × scale
+
+
+def snapshot(step: int) -> str:
+    """The name, as `which`, of the merged weights kept at a step on the way."""
+    return f"snapshots/{step:09d}"
 
 
 class RunFolder:
@@ -197,9 +202,8 @@ class RunFolder:
     def adopt(self, stage: "RunFolder") -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
         self.logs.cut({})
-        for log in LOGS:
-            if (stage.path / f"{log}.jsonl").exists():
-                shutil.copyfile(stage.path / f"{log}.jsonl", self.path / f"{log}.jsonl")
+        for log in stage.path.glob("*.jsonl"):
+            shutil.copyfile(log, self.path / log.name)
         reference = stage.config.training.reference
         if reference == self.config.training.reference and (stage.path / "warm_start").exists():
             self._link_folder(stage.path / "warm_start", self.path / "warm_start")
@@ -209,15 +213,16 @@ class RunFolder:
         self._link_folder(newest, self.checkpoints / newest.name)
 
     def _link_folder(self, source: Path, target: Path) -> None:
-        if not target.exists():
-            with files.new_folder(target) as making:
-                for path in source.iterdir():
-                    files.link(path, making / path.name)
+        with files.new_folder(target) as making:
+            for path in source.iterdir():
+                files.link(path, making / path.name)
 
     # ---- weights
 
     def write_weights(self, which: str, model_config: str, tensors: Mapping[str, Tensor], tokenizer: Path) -> None:
-        """Store merged weights as a Hugging Face checkpoint in warm_start/ or final/, with the tokenizer's files."""
+        """Store merged weights, with the tokenizer's files, as a Hugging Face checkpoint: `which` is "warm_start",
+        "final" or a snapshot(step)."""
+        (self.path / which).parent.mkdir(exist_ok=True)
         with files.new_folder(self.path / which) as making:
             for path in tokenizer.iterdir():
                 shutil.copyfile(path, making / path.name)  # no link: saving over it would change other runs' too
@@ -226,18 +231,23 @@ class RunFolder:
         self.record(which)
 
     def weight(self, which: str, name: str) -> Tensor:
-        """One tensor of warm_start/ or final/; the file is opened for it alone, so memory holds one matrix."""
+        """One tensor of merged weights; the file is opened for it alone, so memory holds one matrix."""
         with safe_open(self.path / which / "model.safetensors", "pt") as file:
             return file.get_tensor(name)
 
     def weights(self, which: str) -> Path:
-        """The folder warm_start/ or final/. Raises BadInput where the run has not come that far."""
+        """The folder of merged weights. Raises BadInput where the run has not come that far."""
         status = self.status
         at = f"{self.state} at step {status.get('step', 0)} of {status.get('steps', '?')}"
         far = f"the run has {at}, but has" if self.ended else f"run not finished ({at}): it has"
         go_on = "" if self.ended else "; continue it with relora-lab train --resume"
         require((self.path / which).is_dir(), f"{self.path}: {far} no {which}/{go_on}")
         return self.path / which
+
+    @property
+    def snapshots(self) -> dict[int, Path]:
+        """The folders of the merged weights kept on the way, by step, in order."""
+        return {int(path.name): path for path in sorted(self.path.glob("snapshots/[0-9]*"))}
 
     @property
     def has_weights(self) -> bool:
@@ -282,10 +292,14 @@ class RunFolder:
     def pairs(self, matrix: str, cycles: list[dict[str, Any]]) -> Iterator[Pair]:
         """Signed factor pairs of one matrix over `cycles` (from cycle_facts), one at a time from the files."""
         for facts in cycles:
-            with safe_open(self.path / "cycles" / f"{facts['cycle']:04d}.safetensors", "pt") as file:
+            with safe_open(self.cycle_file(facts), "pt") as file:
                 for key, scale in facts["scales"].items():
                     if key.rpartition(".")[0] == matrix:
                         yield file.get_tensor(f"{key}.B"), file.get_tensor(f"{key}.A"), scale
+
+    def cycle_file(self, facts: Mapping[str, Any]) -> Path:
+        """Where the factor pairs of a cycle (from cycle_facts) are."""
+        return self.path / "cycles" / f"{facts['cycle']:04d}.safetensors"
 
     # ---- manifest
 
@@ -307,8 +321,7 @@ class RunFolder:
         """Close the logs and note them, settings and environment in the manifest."""
         self.logs.sync()
         self.logs.close()
-        logs = [f"{log}.jsonl" for log in LOGS if (self.path / f"{log}.jsonl").exists()]
-        self.record("config.toml", "environment.json", *logs)
+        self.record("config.toml", "environment.json", *(log.name for log in self.path.glob("*.jsonl")))
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name

@@ -144,6 +144,7 @@ class Training:
     eval_tokens: int = 65536  # taken evenly from the held-out text; the same tokens at every evaluation
     norms_every: int = 100
     checkpoint_every: int = 1000
+    snapshot_every: int | None = None  # keep merged weights, each a whole model; see snapshot_steps
 
     def __post_init__(self) -> None:
         at_least(1, "training", steps=self.steps, threads=self.threads, micro_batches=self.micro_batches)
@@ -151,6 +152,11 @@ class Training:
         require(self.threads <= 1024, f"training.threads: must be ≤ 1024 (got {self.threads})")
         at_least(1, "training", eval_every=self.eval_every, eval_tokens=self.eval_tokens)
         at_least(1, "training", norms_every=self.norms_every, checkpoint_every=self.checkpoint_every)
+        every = self.snapshot_every
+        require(
+            every is None or every >= 1,
+            f"training.snapshot_every: must be ≥ 1 (got {every}); to keep no snapshots leave it out",
+        )
         require(
             self.warm_start < self.steps,
             f"training.warm_start: the warm start ({self.warm_start}) must be shorter than training ({self.steps})",
@@ -164,6 +170,12 @@ class Training:
     def reference(self) -> int:
         """The step whose merged weights ΔW starts from."""
         return self.warm_start if self.reference_step is None else self.reference_step
+
+    @property
+    def snapshot_steps(self) -> range:
+        """Multiples of `snapshot_every` after reference step and warm start, before the end (that is final/)."""
+        every, begun = self.snapshot_every, max(self.reference, self.warm_start)
+        return range(0) if every is None else range((begun // every + 1) * every, self.steps, every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +307,12 @@ class RunConfig:
 
     def warnings(self) -> list[str]:
         """What is allowed but seldom meant, a line each."""
-        found = self.method.warnings()
+        found, training = self.method.warnings(), self.training
+        if training.snapshot_every and not training.snapshot_steps:
+            found.append(
+                f"training.snapshot_every ({training.snapshot_every}) never comes between the reference step or the "
+                f"warm start and the end ({training.steps})"
+            )
         if self.low_rank:
             every = self.low_rank.restart_every
             if every is not None and every >= self.low_rank_steps:

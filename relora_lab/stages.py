@@ -25,13 +25,17 @@ def cuts(config: RunConfig) -> list[int]:
 
 
 def stage_config(config: RunConfig, cut: int) -> RunConfig:
-    """The full-rank run that begins as `config` does; its reference is that of the run, or `cut` if that is later."""
+    """The full-rank run that begins as `config` does; its reference is that of the run, or `cut` if that is later.
+
+    It ends before snapshots are due, so it has none: their period does not decide which stage it is.
+    """
+    training = config.training
     return replace(
         config,
         name=None,
         method=full.Options(),
         optimizer=replace(config.optimizer, low_rank_lr=None),
-        training=replace(config.training, warm_start=0, reference_step=min(config.training.reference, cut)),
+        training=replace(training, warm_start=0, reference_step=min(training.reference, cut), snapshot_every=None),
     )
 
 

@@ -16,7 +16,7 @@ from relora_lab.lowrank import merged_state_dict
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.objective import LanguageModelling
 from relora_lab.restart import restart
-from relora_lab.runs import RunFolder
+from relora_lab.runs import RunFolder, snapshot
 from relora_lab.settings import RunConfig
 from relora_lab.update import update
 
@@ -136,7 +136,7 @@ class Trainer:
         return line
 
     def _after_update(self) -> None:
-        """What the step ends: a cycle. And norms, evaluation and checkpoint where they are due."""
+        """What the step ends: a cycle. And norms, evaluation, snapshot and checkpoint where they are due."""
         step, training = self.state.step, self.config.training
         updates = step - training.warm_start
         method = self.method if 0 < updates < self.config.low_rank_steps else None
@@ -146,6 +146,10 @@ class Trainer:
             self._trace("trace")
         if step % training.eval_every == 0:
             self._evaluate()
+        # As the next cycle begins: after a merge, and where the function jumps at it (qr_mode = "paper"), after that.
+        # Before the checkpoint: a run resumed from there does not come by again. A diverged run's last is final/.
+        if step in training.snapshot_steps and not self.state.diverged:
+            self._write_weights(snapshot(step))
         if step % training.checkpoint_every == 0 or step == self.until:
             self._checkpoint()
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from relora_lab.settings import RunConfig
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("deterministic")
 torch.set_num_threads(1)
+
+# Spectra that a test computes are not those that another, or the user, finds again.
+os.environ["RELORA_LAB_CACHE"] = tempfile.mkdtemp(prefix="relora-lab-tests-")
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -37,6 +37,13 @@ BAD = [
     ("training.steps=1.5", "training.steps: expected a whole number, got 1.5"),
     ("training.steps=true", "training.steps: expected a whole number, got true"),
     ("training.seed=-1", "training.seed: must be ≥ 0"),
+    (
+        "training.snapshot_every=0",
+        r"training.snapshot_every: must be ≥ 1 \(got 0\); to keep no snapshots leave it out",
+    ),
+    ("training.snapshot_every=-5", r"training.snapshot_every: must be ≥ 1 \(got -5\)"),
+    ("training.snapshot_every=1.5", "training.snapshot_every: expected a whole number, got 1.5"),
+    ("training.snapshots_every=9", r"unknown field 'snapshots_every'.*did you mean 'snapshot_every'\?"),
     ("training.reference_step=61", "training.reference_step: 61 lies outside"),
     ("training.micro_batches=3", r"training.micro_batches: 3 does not divide data.batch_size \(4\)"),
     ("method.name=relroa", "unknown method 'relroa'; did you mean 'relora'"),
@@ -171,6 +178,36 @@ def test_the_digest_does_not_know_the_name_and_knows_everything_else(tiny):
     assert config.digest(config.parse({**tiny, "name": "other"})) == config.digest(one)
     assert config.digest(changed(tiny, training={"seed": 1})) != config.digest(one)
     assert config.run_name(one) == f"relora-demo-0-{config.digest(one)}"
+
+
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({}, []),
+        ({"snapshot_every": 10}, [30, 40, 50]),  # neither at the warm start's end, 20, nor at the run's, 60
+        ({"snapshot_every": 7}, [21, 28, 35, 42, 49, 56]),
+        ({"snapshot_every": 10, "reference_step": 40}, [50]),
+        ({"snapshot_every": 10, "reference_step": 10}, [30, 40, 50]),
+        ({"snapshot_every": 10, "warm_start": 0}, [10, 20, 30, 40, 50]),
+        ({"snapshot_every": 1, "reference_step": 57}, [58, 59]),
+        ({"snapshot_every": 1, "reference_step": 60}, []),
+        ({"snapshot_every": 60}, []),
+        ({"snapshot_every": 1000}, []),
+    ],
+)
+def test_snapshots_are_due_after_reference_and_warm_start_and_before_the_end(tiny, training, steps):
+    made = changed(tiny, training=training)
+    assert list(made.training.snapshot_steps) == steps
+    never = [warning for warning in made.warnings() if "training.snapshot_every" in warning]
+    assert len(never) == ("snapshot_every" in training and not steps)
+
+
+def test_settings_without_snapshots_are_written_as_before_there_were_any(tiny):
+    without, with_them = changed(tiny), changed(tiny, training={"snapshot_every": 10})
+    assert "snapshot_every" not in config.as_table(without)["training"]
+    assert "snapshot" not in config.dumps(without)
+    assert config.parse(tomllib.loads(config.dumps(with_them))).training.snapshot_every == 10
+    assert config.digest(with_them) != config.digest(without)
 
 
 def test_what_is_seldom_meant_is_warned_of(tiny):

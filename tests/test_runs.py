@@ -1,6 +1,8 @@
 """The run folder: logs and checkpoints that fit together, cycles, manifest, where a run may be written."""
 
 import json
+import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import changed
 
 from relora_lab import files
 from relora_lab.errors import BadInput, Interrupted
-from relora_lab.runs import RunFolder
+from relora_lab.runs import RunFolder, snapshot
 
 
 @pytest.fixture
@@ -21,6 +23,14 @@ def folder(tmp_path, tiny):
 
 def save(folder, step):
     folder.save_checkpoint(step, {"model": {"w": torch.full((2,), float(step))}}, {"cycle": step})
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    made = tmp_path / "tokenizer"
+    made.mkdir()
+    (made / "tokenizer.json").write_text("{}")
+    return made
 
 
 def test_logs_are_cut_back_to_the_newest_checkpoint(folder):
@@ -64,6 +74,24 @@ def test_a_second_state_of_a_step_is_the_newest(folder):
     assert folder.load_checkpoint()[1]["step"] == 4
 
 
+def test_a_run_killed_as_it_adopted_a_stage_does_so_again(folder, tokenizer, tmp_path, tiny):
+    stage = RunFolder(tmp_path / "stage")
+    stage.make()
+    stage.write_config(changed(tiny))
+    stage.write_weights("warm_start", "{}", {"w": torch.ones(2)}, tokenizer)
+    stage.logs.append("metrics", {"step": 3})
+    save(stage, 3)
+    stage.logs.close()
+    for _ in range(2):
+        folder.adopt(stage)
+        for which in ("warm_start", "checkpoints/000000003"):
+            of_both = [(run.path / which / "model.safetensors").stat().st_ino for run in (folder, stage)]
+            assert of_both[0] == of_both[1]  # linked, not copied
+        assert folder.manifest == stage.manifest
+        assert folder.logs.read("metrics") == [{"step": 3}]
+        shutil.rmtree(folder.checkpoints)
+
+
 def test_what_a_killed_process_left_half_written_is_swept_away(folder):
     save(folder, 3)
     kept = set(folder.path.rglob("*"))
@@ -105,18 +133,53 @@ def test_cycles_come_back_as_signed_pairs(folder):
             assert scale == scale_
 
 
-def test_the_manifest_holds_the_hash_of_every_finished_file(folder):
-    tokenizer = folder.path.parent / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "tokenizer.json").write_text("{}")
-    folder.write_weights("final", "{}", {"w": torch.ones(2)}, tokenizer)
+def test_snapshots_are_listed_by_step_and_read_like_other_weights(folder, tokenizer):
+    assert folder.snapshots == {}
+    for step in (1500, 200, 30000):
+        folder.write_weights(snapshot(step), "{}", {"w": torch.full((2,), float(step))}, tokenizer)
+    assert list(folder.snapshots) == [200, 1500, 30000]
+    assert folder.snapshots[1500] == folder.weights(snapshot(1500)) == folder.path / "snapshots" / "000001500"
+    assert folder.weight(snapshot(1500), "w").tolist() == [1500.0, 1500.0]
+    names = [path.name for path in folder.snapshots[1500].iterdir()]
+    assert sorted(names) == ["config.json", "model.safetensors", "tokenizer.json"]
+    with pytest.raises(BadInput, match="it has no snapshots/000000300/"):
+        folder.weights(snapshot(300))
+
+
+def test_a_snapshot_is_whole_or_not_there(folder, tokenizer, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(files, "write_tensors", Mock(side_effect=OSError("disk full")))
+        folder.write_weights(snapshot(10), "{}", {"w": torch.ones(2)}, tokenizer)
+    assert folder.snapshots == folder.manifest == {}
+    (folder.path / "snapshots" / ".000000010-abc").mkdir()  # by a killed process
+    assert folder.snapshots == {}
+    folder.sweep()
+    assert list((folder.path / "snapshots").iterdir()) == []
+
+
+def test_a_snapshot_written_again_stays_or_is_replaced(folder, tokenizer):
+    inodes = []
+    for value in (1.0, 1.0, 2.0):
+        folder.write_weights(snapshot(10), "{}", {"w": torch.full((2,), value)}, tokenizer)
+        path = folder.snapshots[10] / "model.safetensors"
+        inodes.append(path.stat().st_ino)
+        assert folder.weight(snapshot(10), "w").tolist() == [value, value]
+        assert folder.manifest["snapshots/000000010/model.safetensors"] == files.sha256(path)
+    assert inodes[0] == inodes[1] != inodes[2]
+    assert len(list((folder.path / "snapshots").iterdir())) == 1
+
+
+def test_the_manifest_holds_the_hash_of_every_finished_file(folder, tokenizer):
+    for which in ("final", snapshot(5)):
+        folder.write_weights(which, "{}", {"w": torch.ones(2)}, tokenizer)
     folder.write_cycle(1, {}, {})
     folder.logs.append("metrics", {"step": 1})
     folder.write_environment({})
     folder.finish()
     manifest = json.loads((folder.path / "manifest.json").read_text())
     expected = {"config.toml", "environment.json", "metrics.jsonl"}
-    expected |= {f"final/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    weights = ("config.json", "model.safetensors", "tokenizer.json")
+    expected |= {f"{which}/{name}" for which in ("final", "snapshots/000000005") for name in weights}
     expected |= {"cycles/0001.json", "cycles/0001.safetensors"}
     assert manifest.keys() == expected
     assert all(files.sha256(folder.path / name) == value for name, value in manifest.items())

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from analysis import counts, look, spectra
+from analysis import counts, look, naming, spectra
 from analysis.spectra import compare, delta_spectra, singular_values
+from relora_lab import cli
 from relora_lab.errors import BadInput
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -191,20 +192,61 @@ def test_a_matrix_with_nan_is_marked_and_the_rest_is_done(tmp_path):
     by_matrix = counts.count_singular_values(found.comparison.spectra).set_index("matrix")
     assert by_matrix.loc["model.layers.0.self_attn.q_proj", ["below", "above"]].isna().all()
     assert by_matrix["above"].sum() == 5 * 8
-    told = json.loads(found.as_json())["matrices"]
+    told = json.loads(look.as_json([found]))["matrices"]
     assert [m["rank"] for m in told] == [None, 8, 8, 8, 8, 8]
     assert told[0]["sigma"] == [None] * 8
 
 
 def test_the_files_and_the_text_hold_the_same_numbers(tmp_path):
     found = look.at(model(tmp_path / "a"), model(tmp_path / "b", change=0.5), [0.1, 0.7])
-    found.write(tmp_path / "out")
-    names = {"spectra.csv", "counts.csv", "matrices.csv", "spectra.png", "spectra.pdf"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    written = pd.read_csv(tmp_path / "out" / "counts.csv")
-    assert written.groupby("threshold")["below"].sum().to_dict() == {0.1: 0, 0.7: 48}
+    look.write([found], tmp_path / "out")
+    tables = {f"{name}.parquet" for name in ("spectra", "counts", "matrices")} | {"counts.csv", "matrices.csv"}
+    figures = {
+        f"{name}.{kind}" for name in ("spectra", "spectra_by_layer", "effective_rank") for kind in ("png", "pdf")
+    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == tables | figures
+    for written in (
+        pd.read_csv(tmp_path / "out" / "counts.csv"),
+        pd.read_parquet(tmp_path / "out" / "counts.parquet"),
+    ):
+        assert written.groupby("threshold")["below"].sum().to_dict() == {0.1: 0, 0.7: 48}
+    spectrum = pd.read_parquet(tmp_path / "out" / "spectra.parquet")
+    np.testing.assert_array_equal(spectrum["sigma"], found.comparison.spectra["sigma"])
     [line] = [line for line in found.as_text().splitlines() if line.split()[:1] == ["all"]]
-    assert line.split() == ["all", "6", "0.500", "8", "0", "48", "48", "0"]
+    assert line.split() == ["all", "6", "0.500", "8", "8.000", "0", "48", "48", "0"]
+
+
+def test_several_models_are_laid_over_one_another(tmp_path, capsys):
+    random = {f"{n}__{role}": torch.randn(8, 8) for n in (0, 1) for role in ("self_attn__q_proj",)}
+    for name, change, replaced in (("base", 0.0, {}), ("x", 0.5, {}), ("y", 0.2, random)):
+        model(tmp_path / name, change=change, **replaced)
+    command = ["spectrum", *(str(tmp_path / name) for name in ("base", "x", "y")), "--vectors", "--tail"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert told.count("ΔW of 6 matrices") == 2
+    assert "overlap of the 2 largest directions" in told
+    assert "share of ‖ΔW‖² in W's 2 leading directions" in told
+    frame = pd.read_parquet(tmp_path / "out" / "spectra.parquet")
+    assert list(frame["label"].unique()) == ["x", "y"]
+    matrices = pd.read_parquet(tmp_path / "out" / "matrices.parquet")
+    assert {"intruders", "out_energy", "alpha", "noise", "effective_rank", "energy_rank_90"} <= set(matrices.columns)
+    assert len(matrices) == 12
+    common = pd.read_csv(tmp_path / "out" / "overlaps.csv")
+    assert common["overlap"].between(0, 1).all()
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--json", "--role", "q", "--layer", "0-1"])
+    looks = json.loads(capsys.readouterr().out)
+    assert [look["final"] for look in looks] == command[2:4]
+    assert [m["matrix"] for m in looks[0]["matrices"]] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+
+
+def test_layers_are_numbers_and_ranges():
+    assert naming.layers_of(["3", "0-2"]) == [3, 0, 1, 2]
+    for bad in ("x", "1-", "-1", "1,2"):
+        with pytest.raises(BadInput, match="--layer: expected a number or a range like 0-3"):
+            naming.layers_of([bad])
 
 
 def test_it_needs_no_training_stack():

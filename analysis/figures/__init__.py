@@ -1,13 +1,14 @@
 """One file a figure. `data(runs)` holds every number drawn, `draw(frame, ax)` draws it, `describe(frame)` says it.
 
 The docstring's first line is the figure's title. SIZE is in inches. Labels are ordered categoricals (load_runs), so
-a label has one colour in every figure of a report. The only place that knows matplotlib.
+a label has one colour in every figure of a report. A figure that is empty is left out of a report where OPTIONAL is
+True. The only place that knows matplotlib.
 """
 
 import importlib
 import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,6 +19,7 @@ import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
 CROWD = 8  # labels that fit into axes
@@ -46,6 +48,7 @@ def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
         figure = Figure(figsize=module.SIZE, layout="constrained")
         module.draw(frame, figure.subplots())
         figure.draw_without_rendering()  # ticks and labels in this style too
+        figure.set_layout_engine("none")  # all is in its place: saving need not find it again
         return figure
 
 
@@ -68,23 +71,60 @@ def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str,
 
 
 def _drawable(label: str) -> str:
-    """A label as matplotlib shows it: not as mathematics, not hidden for its first letter, not too long."""
+    """A label as matplotlib shows it: not hidden for its first letter, not too long."""
     short = label if len(label) <= 20 else f"{label[:19]}…"
-    return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
+    return (" " if short.startswith("_") else "") + plain(short)
 
 
-def add_legend(ax: Axes, **options: Any) -> None:
+def plain(text: str) -> str:
+    """Foreign text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def add_legend(ax: Axes, *, below: bool = False, **options: Any) -> None:
     """A legend in the axes that takes no room from them; of a crowd below them, on a figure made higher for it."""
     handles = options.pop("handles", None) or ax.get_legend_handles_labels()[0]
-    if len(handles) <= CROWD:
+    if len(handles) <= CROWD and not below:
         ax.legend(handles=handles, **options).set_in_layout(False)
         return
+    width, height = _figure(ax).get_size_inches()
+    columns = min(len(handles), max(1, int(width / 1.6)))
+    figure = make_higher(ax, height + 0.16 * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def add_band(ax: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> None:
+    """The seeds' range, from low to high at each step, where there are several seeds."""
+    if rows["n"].max() > 1:
+        ax.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+
+
+def handles_of(panels: Iterable[Axes], frame: pd.DataFrame) -> list[Any]:
+    """A handle for each label that is in any of the panels, in the labels' order."""
+    found: dict[str, Any] = {}
+    for panel in panels:
+        found |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    return [found[label] for label, _, _ in by_label(frame) if label in found]
+
+
+def make_higher(ax: Axes, inches: float) -> Figure:
+    """The figure of `ax`, now of at least this height."""
+    figure = _figure(ax)
+    figure.set_size_inches(figure.get_figwidth(), max(figure.get_figheight(), inches))
+    return figure
+
+
+def tighten(ax: Axes) -> None:
+    """Leave little room between the panels of the figure of `ax`."""
+    engine = _figure(ax).get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(h_pad=0.02, hspace=0.0)
+
+
+def _figure(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
     assert figure is not None
-    width, height = figure.get_size_inches()
-    columns = max(1, int(width / 1.6))
-    figure.set_size_inches(width, height + 0.16 * math.ceil(len(handles) / columns))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    return figure
 
 
 def split(ax: Axes, rows: int, columns: int, **options: Any) -> list[Axes]:

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from analysis.figures import ONE_COLUMN, add_legend, by_label, split
+from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, split
 from relora_lab.runs import RunFolder
 
 ORDER = 1
@@ -27,8 +27,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     above, below = split(ax, 2, 1, sharex=True, height_ratios=[5, 1])
     for label, rows, look in by_label(frame):
         above.plot(rows["step"], rows["loss"], label=label, **look)
-        if rows["n"].max() > 1:
-            above.fill_between(rows["step"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0)
+        add_band(above, rows, look)
         below.plot(rows["step"], rows["trained"], **look)
     # From where the first five percent have passed: the fall from chance would flatten all that follows.
     settled = frame[frame["step"] >= 0.05 * frame["step"].max()]

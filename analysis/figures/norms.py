@@ -3,10 +3,10 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, split
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, split
 from analysis.norms import norm_traces
 
-ORDER = 5
+ORDER = 9
 SIZE = (TWO_COLUMNS, 2.1)
 PANELS = {"sBA": "factors ‖sBA‖", "delta_W": "update ‖ΔW‖", "W_merged": "merged weights ‖W‖"}
 MARKED = 16  # restarts that are drawn
@@ -37,9 +37,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         panel.set_ylim(bottom=0)
         panel.locator_params(axis="x", nbins=4)
     panels[0].set_ylabel("Frobenius norm")
-    handles = {h.get_label(): h for p in panels for h in p.get_lines() if not str(h.get_label()).startswith("_")}
-    order = [label for label, _, _ in by_label(frame) if label in handles]
-    add_legend(panels[-1], handles=[handles[label] for label in order], loc="lower right")
+    add_legend(panels[-1], handles=handles_of(panels, frame), loc="lower right")
 
 
 def describe(frame: pd.DataFrame) -> str:

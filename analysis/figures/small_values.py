@@ -3,12 +3,12 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.checkpoints import role_key
 from analysis.counts import of_run
-from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label
+from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, plain
+from analysis.naming import role_key
 from analysis.spectra import with_weights
 
-ORDER = 4
+ORDER = 5
 SIZE = (ONE_COLUMN, 2.4)
 THRESHOLD = 0.1
 
@@ -40,7 +40,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         ends = [x - width / 2 for x in left], [x + width / 2 for x in left]
         ax.hlines(rows["at_least"].astype(float), *ends, color="black", linewidth=1.2)
     ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
-    ax.set_xticks(range(len(roles)), roles)
+    ax.set_xticks(range(len(roles)), list(map(plain, roles)))
     legend_rows = -(-(len(groups) + 1) // 2) if len(groups) < CROWD else 0
     ax.set_ylim(0, (1.05 + 0.16 * legend_rows) * frame["total"].max())
     ax.grid(axis="x", visible=False)

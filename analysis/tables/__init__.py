@@ -1,7 +1,7 @@
 """One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it.
 
 Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
-`shown`. A table that has nothing to say of these runs is empty.
+`shown`. A table that has nothing to say of these runs is empty; one with OPTIONAL = True a report then leaves out.
 """
 
 import importlib

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from analysis import paper
-from analysis.checkpoints import role_key
 from analysis.counts import count_singular_values, relative_threshold
+from analysis.naming import role_key
 from analysis.spectra import of_runs
 from analysis.statistics import standard_error
 

@@ -8,12 +8,13 @@ import time
 import pytest
 from conftest import changed, tiny_tables
 
-from relora_lab import train, trainer
+from relora_lab import stages, train, trainer
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
-from relora_lab.runs import RunFolder
+from relora_lab.runs import RunFolder, snapshot
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["relora_lab.train", "transformers.models.llama.modeling_llama"])
+SNAPSHOTS = {"snapshot_every": 6}  # 24, 30, ..., 54; checkpoints are at 24, 32, ..., restarts at 34 and 48
 
 
 def content(folder):
@@ -22,7 +23,8 @@ def content(folder):
     logs = {log: run.logs.read(log) for log in ("metrics", "eval", "norms")}
     for line in logs["metrics"]:
         del line["tokens_per_second"]
-    weights = [*run.path.glob("warm_start/*"), *run.path.glob("final/*"), *run.path.glob("cycles/*")]
+    kept = ("warm_start/*", "final/*", "cycles/*", "snapshots/*/*")
+    weights = [path for pattern in kept for path in run.path.glob(pattern)]
     return logs | {path.relative_to(run.path).as_posix(): path.read_bytes() for path in weights}
 
 
@@ -138,6 +140,89 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(tmp_path, tiny,
     assert RunFolder(out).status["state"] == "stopped"
     assert RunFolder(out).status["step"] == 38
     assert content(train.run(config, out, resume=True)) == expected
+
+
+@pytest.fixture(scope="module")
+def with_snapshots(tmp_path_factory):
+    """A run that keeps snapshots, which nothing disturbed, without stages."""
+    config = changed(tiny_tables(), training=SNAPSHOTS)
+    return RunFolder(train.run(config, tmp_path_factory.mktemp("snapshots") / "run", share=False))
+
+
+def manifest(folder):
+    """The manifest but for the log that holds times."""
+    return {name: hashed for name, hashed in RunFolder(folder).manifest.items() if name != "metrics.jsonl"}
+
+
+def test_snapshots_change_nothing_else(expected, with_snapshots):
+    found = content(with_snapshots.path)
+    snapshots = {name for name in found if name.startswith("snapshots/")}
+    assert len(snapshots) == 4 * len(with_snapshots.snapshots) == 4 * 6
+    assert {name: found[name] for name in found.keys() - snapshots} == expected
+
+
+@pytest.mark.parametrize("at", [23, 24, 25, 47, 48, 49, 59])
+def test_snapshots_after_kill_9_and_resume(tmp_path, tiny, with_snapshots, at):
+    """Before and after the first, which is a checkpoint's step; with one since the checkpoint; about a restart's."""
+    config, out = changed(tiny, training=SNAPSHOTS), tmp_path / "run"
+    assert in_child(config, out, at, signal.SIGKILL) == -signal.SIGKILL
+    assert list(RunFolder(out).snapshots) == [step for step in with_snapshots.snapshots if step <= at]
+    train.run(config, out, resume=True)
+    assert content(out) == content(with_snapshots.path)
+    assert manifest(out) == manifest(with_snapshots.path)
+
+
+@pytest.mark.parametrize("step", [24, 42, 48])
+def test_a_snapshot_that_failed_is_there_when_the_run_went_on(tmp_path, tiny, monkeypatch, with_snapshots, step):
+    """Also where a checkpoint is due at its step: that one comes later."""
+    config, out, write = changed(tiny, training=SNAPSHOTS), tmp_path / "run", RunFolder.write_weights
+
+    def full(self, which, *arguments):
+        if which == snapshot(step):
+            raise OSError("disk full")
+        write(self, which, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(RunFolder, "write_weights", full)
+        train.run(config, out)
+    train.run(config, out, resume=True)
+    assert content(out) == content(with_snapshots.path)
+    assert manifest(out) == manifest(with_snapshots.path)
+
+
+def test_runs_with_and_without_snapshots_share_their_stages(tmp_path, tiny, monkeypatch):
+    """Cut at the reference step, 10, and at the end of the warm start, 20, from which snapshots are kept."""
+    full_rank, update = [], trainer.Trainer._update
+
+    def counting(self):
+        full_rank.extend([self.state.step] if not self.state.layers else [])
+        return update(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_update", counting)
+    configs = [changed(tiny, training={"reference_step": 10, "snapshot_every": every}) for every in (3, 7)]
+    configs += [changed(tiny, training={"reference_step": 10})]
+    runs = [RunFolder(train.run(config, tmp_path / f"run{i}")) for i, config in enumerate(configs)]
+    assert full_rank == list(range(20))
+    assert [len(run.snapshots) for run in runs] == [13, 6, 0]
+    assert sorted(stage.name.rpartition("-")[2] for stage in tmp_path.glob(".stages/*")) == ["10", "20"]
+    assert len({stages.stage_config(config, 20) for config in configs}) == 1
+
+
+def test_a_full_rank_run_with_snapshots_begins_with_the_stage_of_the_others(tmp_path, tiny):
+    train.run(changed(tiny), tmp_path / "relora")
+    training = {"warm_start": 0, "reference_step": 20, "snapshot_every": 10}
+    config = changed(tiny, method={"name": "full"}, training=training)
+    shared, alone = (train.run(config, tmp_path / at / "run", share=at == ".") for at in (".", "alone"))
+    assert len(list(tmp_path.glob(".stages/*"))) == 1
+    assert list(RunFolder(shared).snapshots) == [30, 40, 50]
+    assert content(shared) == content(alone)
+
+
+def test_a_run_cannot_go_on_with_other_snapshots(tmp_path, tiny):
+    """Its folder would hold those of one part only."""
+    out = train.run(changed(tiny), tmp_path / "run")
+    with pytest.raises(BadInput, match=r"cannot resume with training\.snapshot_every changed from None to 6"):
+        train.run(changed(tiny, training=SNAPSHOTS), out, resume=True)
 
 
 def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path, tiny):

@@ -32,6 +32,15 @@ CELLS = {  # label: what differs from the tiny ReLoRA run; ΔW of all is measure
 }
 RANKS = {"full": 16, "relora": 6, "lora-warm": 2, "lora": 4}  # of 16; lora is B₁A₁ − B₀A₀
 CEILINGS = RANKS
+DRAWN = {  # column: of every figure's frame, what is drawn
+    "loss": "loss",
+    "schedule": "multiplier",
+    "spectra": "density",
+    "spectra_by_layer": "density",
+    "small_values": "below",
+    "effective_rank": "per",
+    "cycle_overlaps": "overlap",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,7 @@ def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         for label, parts in CELLS.items():
-            training = {"seed": seed, "reference_step": 20, **parts.get("training", {})}
+            training = {"seed": seed, "reference_step": 20, "snapshot_every": 20, **parts.get("training", {})}
             train.run(changed(tiny_tables(), **{**parts, "training": training}), out / f"{label}-seed{seed}")
     return out
 
@@ -105,15 +114,6 @@ def test_the_rank_of_an_update_is_what_its_cycles_allow(folder, label):
         assert set(rank_ceilings(path, comparison.matrices)["ceiling"]) == {CEILINGS[label]}
 
 
-def test_spectra_are_those_of_the_merged_weights(folder):
-    path = folder / "relora-seed0"
-    ends = [load_file(path / which / "model.safetensors") for which in ("warm_start", "final")]
-    for matrix, group in spectra.delta_spectra(path, path).groupby("matrix"):
-        delta = (ends[1][f"{matrix}.weight"] - ends[0][f"{matrix}.weight"]).double()
-        np.testing.assert_allclose(group["sigma"], torch.linalg.svdvals(delta), atol=1e-7)
-    assert set(open_checkpoint(path).tensors) == set(ends[1])
-
-
 def test_norms_have_both_sides_of_every_restart(folder):
     traces = norm_traces(folder / "relora-seed0")
     assert set(traces["moment"]) == {"trace", "before", "after"}
@@ -165,9 +165,10 @@ def test_figures_draw_the_numbers_of_their_frames(folder):
         drawn = np.concatenate([line.get_ydata() for ax in figure.axes for line in ax.get_lines()] or [np.empty(0)])
         bars = [bar.get_height() for ax in figure.axes for bar in ax.patches if hasattr(bar, "get_height")]
         steps = [v for ax in figure.axes for p in ax.patches if hasattr(p, "get_data") for v in p.get_data().values]
-        shown = {round(float(value), 9) for value in [*drawn, *bars, *steps] if np.isfinite(value)}
-        column = {"loss": "loss", "schedule": "multiplier", "spectra": "density", "small_values": "below"}
-        values = frame[column.get(module.__name__.split(".")[-1], "value")].astype(float).dropna()
+        shades = [c.get_array() for ax in figure.axes for c in ax.collections if c.get_array() is not None]
+        shades = [value for array in shades for value in array.flat]
+        shown = {round(float(value), 9) for value in [*drawn, *bars, *steps, *shades] if np.isfinite(value)}
+        values = frame[DRAWN.get(module.__name__.split(".")[-1], "value")].astype(float).dropna()
         assert {round(value, 9) for value in values} <= shown
         assert set(frame["label"]) <= set(CELLS)
         assert figure.axes[0].get_ylabel()
@@ -314,9 +315,13 @@ def test_every_name_is_drawn(copy, name):
     (copy / "lora-seed0").rename(copy / name)
     runs = load_runs(copy)
     for module in figures.available():
-        figure = figures.make(module, module.data(runs))
-        legends = [text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
-        assert any(text.strip().replace("\\", "").startswith(name[:15]) for text in legends), module
+        frame = module.data(runs)
+        figure = figures.make(module, frame)
+        legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+        told = [text.get_text() for legend in legends for text in legend.get_texts()]
+        told += [ax.get_title() for ax in figure.axes]
+        found = any(text.strip().replace("\\", "").startswith(name[:15]) for text in told)
+        assert found == (name in set(frame["label"])), module
 
 
 def test_newer_and_half_run_folders_are_refused_by_name(copy, capsys):
@@ -353,25 +358,6 @@ def test_non_finite_weights_are_marked_and_the_rest_is_reported(copy, tmp_path, 
     assert table.loc["q", ["below_0.1", "above_0.1"]].sum() == table.loc["q", "total"] == 16
     save_file({n: w * float("nan") for n, w in weights.items()}, path)
     assert report.build(copy / "relora-seed0", tmp_path / "nothing").exists()
-
-
-def test_spectrum_takes_thresholds_and_two_ends(folder, tmp_path, capsys):
-    first, second = folder / "relora-seed0", folder / "full-seed0" / "final"
-    code, out, _ = run(capsys, "spectrum", first, second, "--threshold", "0.01", "--threshold", "0.2")
-    assert code == 0
-    assert "< 0.01 ≥ 0.01 < 0.2 ≥ 0.2" in " ".join(out.split())
-    code, out, _ = run(capsys, "spectrum", first, "--out", tmp_path / "out")
-    assert "rank ceiling of this run: 6" in out
-    assert (tmp_path / "out" / "spectra.png").exists()
-    code, _, err = run(capsys, "spectrum", second, second)
-    assert (code, "ΔW is exactly zero for all 14 matrices: same files?" in err) == (2, True)
-    code, out, _ = run(capsys, "spectrum", first, "--match", "*embed*")
-    assert "rank ceiling of this run: 16" in out  # it has no factors
-    for refused in (["--workers", "0"], ["--out", first], ["--out", first / "config.toml"], ["--threshold", "-1"]):
-        code, out, err = run(capsys, "spectrum", first, *refused)
-        assert (code, out, len(err.splitlines())) == (2, "", 1), refused
-    code, _, err = run(capsys, "spectrum", second)
-    assert (code, "is no run folder" in err) == (2, True)
 
 
 def test_runs_lists_tells_apart_and_cleans(copy, capsys, monkeypatch):

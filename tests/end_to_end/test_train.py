@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from relora_lab import data, state, train, trainer
 from relora_lab.divergence import Monitor
 from relora_lab.objective import LanguageModelling
-from relora_lab.runs import RunFolder
+from relora_lab.runs import RunFolder, snapshot
 from relora_lab.schedule import lr_multiplier
 
 LOW_RANK = {"rank": 2, "restart_every": 14, "restart_warmup": 3}
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def ranks(folder: RunFolder) -> set[int]:
@@ -47,6 +53,7 @@ def test_the_run_folder_holds_what_the_readme_lists(relora):
     expected |= {f"cycles/{n:04d}.{kind}" for n in (1, 2, 3) for kind in ("json", "safetensors")}
     checkpoint = {"model.safetensors", "optimizer.safetensors", "start_factors.safetensors", "state.json"}
     assert found == expected | {f"checkpoints/000000060/{name}" for name in checkpoint}
+    assert not (folder.path / "snapshots").exists()  # nobody asked for any
     assert folder.status["state"] == "finished"
     assert folder.environment["warm_start"] == "warm start"
     assert folder.environment["bit_identical"] is True
@@ -120,6 +127,75 @@ def test_with_a_later_reference_delta_w_is_the_sum_of_the_cycles_since(tmp_path,
     delta = folder.weight("final", f"{NAMES[0]}.weight") - folder.weight("warm_start", f"{NAMES[0]}.weight")
     total = sum(scale * B @ A for pairs, _ in folder.cycles(since=40) for B, A, scale in pairs[NAMES[0]])
     torch.testing.assert_close(delta, total, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "steps"),
+    [
+        ({}, {}, [30, 40, 50]),
+        ({}, {"reference_step": 40}, [50]),
+        ({}, {"reference_step": 10}, [30, 40, 50]),
+        ({}, {"snapshot_every": 60}, []),
+        ({"name": "full"}, {"warm_start": 0, "reference_step": 20}, [30, 40, 50]),
+        ({"name": "full"}, {"warm_start": 30, "reference_step": 20}, [40, 50]),
+        ({"name": "galore", "rank": 2, "gap": 10}, {"warm_start": 0}, [10, 20, 30, 40, 50]),
+    ],
+)
+def test_snapshots_are_kept_where_they_are_due_and_in_no_stage(tmp_path, tiny, method, training, steps):
+    config = changed(tiny, method=method, training={"snapshot_every": 10} | training)
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    assert list(folder.snapshots) == list(config.training.snapshot_steps) == steps
+    assert (folder.path / "snapshots").exists() == bool(steps)
+    for step, path in folder.snapshots.items():
+        found, final = content(path), content(folder.path / "final")
+        assert found.pop("model.safetensors") != final.pop("model.safetensors")
+        assert found == final  # model and tokenizer, as transformers reads them
+        assert f"{snapshot(step)}/model.safetensors" in folder.manifest
+    assert not list(tmp_path.glob(".stages/*/snapshots"))
+
+
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [
+        ({}, {}),
+        ({"name": "lora", "rank": 2}, {}),
+        ({"name": "redora", **LOW_RANK}, {}),
+        ({"name": "reloqra", **LOW_RANK, "qr_mode": "paper", "alpha": 0.2}, {}),
+        ({"quantise": "int8"}, {}),
+        ({}, {"precision": "bf16"}),
+        ({"name": "full"}, {"warm_start": 0, "reference_step": 20}),
+    ],
+)
+def test_a_snapshot_is_the_weights_that_delta_w_could_be_measured_from_there(tmp_path, tiny, method, training):
+    """Byte for byte the warm_start/ of a run whose reference is that step, at a restart (34) and between (51)."""
+    config = changed(tiny, method=method, training={"snapshot_every": 17} | training)
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    assert list(folder.snapshots) == [34, 51]
+    for step, path in folder.snapshots.items():
+        other = changed(tiny, method=method, training=training | {"reference_step": step})
+        reference = RunFolder(train.run(other, tmp_path / f"reference{step}")).weights("warm_start")
+        assert content(path) == content(reference)
+    assert content(folder.snapshots[51]) != content(folder.path / "final")
+
+
+def test_a_snapshot_is_the_reference_and_the_cycles_before_it(tmp_path, tiny):
+    config = changed(tiny, training={"snapshot_every": 2})
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    for restart in (34, 48):
+        for name in NAMES:
+            delta = folder.weight(snapshot(restart), f"{name}.weight") - folder.weight("warm_start", f"{name}.weight")
+            cycles = [pairs[name] for pairs, facts in folder.cycles() if facts["end"] <= restart]
+            assert len(cycles) == {34: 1, 48: 2}[restart]
+            torch.testing.assert_close(delta, sum(s * B @ A for c in cycles for B, A, s in c), atol=1e-6, rtol=0)
+            sigma = torch.linalg.svdvals(delta.double())
+            assert int((sigma > 1e-5 * sigma[0]).sum()) == 2 * len(cycles)
+
+
+def test_a_diverged_run_has_its_last_weights_in_final_alone(tmp_path, tiny):
+    config = changed(tiny, optimizer={"low_rank_lr": 100.0, "clip": float("inf")}, training={"snapshot_every": 1})
+    folder = RunFolder(train.run(config, tmp_path / "run"))
+    assert folder.state == "diverged"
+    assert list(folder.snapshots) == list(range(21, folder.status["step"]))
 
 
 def test_norms_are_traced_and_surround_each_restart(relora):

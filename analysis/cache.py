@@ -1,0 +1,112 @@
+"""What was measured before, by the sha256 of the files it came from.
+
+In $RELORA_LAB_CACHE, or relora_lab/ in the user's cache folder; it can be deleted at any time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from relora_lab import files
+
+VERSION = 1  # of the numbers: raise it when they change
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A matrix's singular values, and what else was seen while it was in memory.
+
+    source: of ΔW, "weights" or "factors"; rms of the final W, NaN where W was not read; nonfinite: how many entries
+    are NaN or infinite, and sigma is then NaN.
+    """
+
+    sigma: np.ndarray = field(repr=False)
+    source: str
+    rms: float
+    nonfinite: int
+
+
+class Cache:
+    """Measurements by the files a matrix was read from, how they were made, and its name. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, Measured]] = {}
+        self._added: set[str] = set()
+        self._lock = Lock()
+
+    def get(self, sources: Iterable[Path], how: str, name: str) -> Measured | None:
+        """What was put there, in this process or an earlier one."""
+        key = _key(sources, how)
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = _load(_folder() / f"{key}.safetensors")
+            return self._entries[key].get(name)
+
+    def put(self, sources: Iterable[Path], how: str, name: str, measured: Measured) -> None:
+        """Remember it; `save` writes it."""
+        key = _key(sources, how)
+        with self._lock:
+            self._entries.setdefault(key, {})[name] = measured
+            self._added.add(key)
+
+    def save(self) -> None:
+        """Write what is new. A cache that cannot be written is none."""
+        with self._lock, contextlib.suppress(OSError):
+            for key in self._added:
+                _store(_folder() / f"{key}.safetensors", self._entries[key])
+            self._added.clear()
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, in hex; remembered as long as its size, its times and its place stay the same."""
+    facts = path.stat()
+    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+    noted = _folder() / "sha256" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        return noted.read_text()
+    found = files.sha256(path)
+    with contextlib.suppress(OSError):
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(noted, found)
+    return found
+
+
+def _folder() -> Path:
+    given = os.environ.get("RELORA_LAB_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relora_lab"
+
+
+def _key(sources: Iterable[Path], how: str) -> str:
+    about = [VERSION, how, *(sha256(path) for path in sources)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _load(path: Path) -> dict[str, Measured]:
+    """What an entry holds; nothing where it is damaged or not there."""
+    with contextlib.suppress(OSError, SafetensorError, ValueError, KeyError, TypeError):
+        with safe_open(path, "np") as file:
+            facts = json.loads(file.metadata()["facts"])
+        sigmas = safetensors.numpy.load_file(path)
+        return {name: Measured(sigmas[name], **about) for name, about in facts.items()}
+    return {}
+
+
+def _store(path: Path, entry: dict[str, Measured]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {**_load(path), **entry}  # another process may have been here
+    facts = {name: {k: v for k, v in asdict(found).items() if k != "sigma"} for name, found in entry.items()}
+    with files.new_file(path) as writing:
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(found.sigma) for name, found in entry.items()},
+            writing,
+            metadata={"facts": json.dumps(facts)},
+        )

@@ -1,0 +1,133 @@
+"""Where ΔW is known as a sum of products Σ scale·B·A: a run's cycles, a PEFT adapter."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis import cache
+from analysis.checkpoints import Stored, header, read_json
+from relora_lab.errors import require
+from relora_lab.runs import Pair, RunFolder
+
+OF_ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+TRAINED_WHOLE = re.compile(r"\.modules_to_save(?:\.[^.]+)?\.")
+# Settings of PEFT's LoraConfig under which the adapted weight is not W + scale·B·A of the base model's W.
+NOT_PLAIN = [
+    *("use_dora", "target_parameters", "layer_replication", "use_qalora", "alora_invocation_tokens"),
+    *("use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
+]
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A sum of products, whose factors `read` gets from `files`: (B (out, r), A (r, in), scale) each."""
+
+    rank: int  # of all products together
+    shape: tuple[int, int]
+    files: tuple[Path, ...]
+    read: Callable[[], list[Pair]]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT LoRA adapter: `factors` by the module they are added to, `whole` the tensors it replaces, by name."""
+
+    path: Path
+    factors: Mapping[str, Factors]
+    whole: Mapping[str, Stored]
+
+
+def of_run(run: RunFolder) -> dict[str, Factors]:
+    """Factors of ΔW = final − warm_start by module; none where their sum is not what is stored to float32's rounding.
+
+    That is: its cycles are `factored`, the trainer's closing check has held, weights and cycles are the files that it
+    wrote, and they are no narrower than float32 (whose rounding is part of ΔW).
+    """
+    cycles = run.cycle_facts(since=run.config.training.reference)
+    checked = run.status.get("identity_deviation")
+    if not cycles or not all(facts["factored"] for facts in cycles) or checked is None or not math.isfinite(checked):
+        return {}
+    files = tuple(run.cycle_file(facts) for facts in cycles)
+    weights = [path for which in ("warm_start", "final") for path in run.weights(which).glob("*.safetensors")]
+    for file in [*weights, *files]:
+        if not file.exists() or run.manifest.get(file.relative_to(run.path).as_posix()) != cache.sha256(file):
+            return {}
+    stored = [tensor for path in weights for tensor in header(path)[0].values()]
+    if any(tensor.dtype not in ("F32", "F64") for tensor in stored):
+        return {}
+    shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in stored}
+    of_matrix = {name: [f for f in cycles if any(_is_of(name, key) for key in f["scales"])] for name in shapes}
+    rank = run.config.low_rank.rank if run.config.low_rank else 0
+    return {
+        name: Factors(
+            rank * sum(_is_of(name, key) for facts in mine for key in facts["scales"]),
+            (shapes[name][0], shapes[name][1]),
+            files,
+            lambda name=name: list(run.pairs(name, cycles)),  # type: ignore[misc]
+        )
+        for name, mine in of_matrix.items()
+        if mine
+    }
+
+
+def is_adapter(path: Path) -> bool:
+    """Is this the folder of a PEFT adapter?"""
+    return (path / "adapter_config.json").exists()
+
+
+def of_adapter(path: Path) -> Adapter:
+    """A PEFT LoRA adapter, its headers read. Raises BadInput where it is not W + scale·B·A on the base model's W."""
+    settings = read_json(path / "adapter_config.json")
+    kind = settings.get("peft_type")
+    require(kind == "LORA", f"{path}: is an adapter of type {kind}; of PEFT's only LORA adds known products to W")
+    merge = "merge it (merge_and_unload), save the model and compare that"
+    for name in NOT_PLAIN:
+        require(not settings.get(name), f"{path}: {name} is set, so it adds no plain product to W; {merge}")
+    begun = str(settings.get("init_lora_weights"))
+    require(
+        not begun.startswith(CHANGES_THE_BASE),
+        f"{path}: began with init_lora_weights = '{begun}', which changes the base model too; save it with "
+        "path_initial_model_for_weight_conversion",
+    )
+    file = path / "adapter_model.safetensors"
+    pickled = "; adapter_model.bin is a pickle, and never loaded" if file.with_suffix(".bin").exists() else ""
+    require(file.exists(), f"{path}: holds no adapter_model.safetensors{pickled}")
+    tensors, _ = header(file)
+    ends: dict[str, dict[str, Stored]] = {}
+    whole = {}
+    for name, stored in tensors.items():
+        module = name.removeprefix("base_model.model.")
+        if found := OF_ADAPTER.fullmatch(module):
+            ends.setdefault(found[1], {})[found[2]] = stored
+        else:
+            whole[TRAINED_WHOLE.sub(".", module)] = stored
+    factors = {}
+    for module, pair in ends.items():
+        require(len(pair) == 2, f"{file}: {module} has lora_{min(pair)} alone")
+        A, B = pair["A"], pair["B"]
+        if len(A.shape) != 2 or len(B.shape) != 2:
+            continue  # of a convolution
+        fits = A.shape[0] == B.shape[1] and A.shape[0] > 0
+        require(fits, f"{file}: {module}: lora_B {B.shape} and lora_A {A.shape} have no product")
+        factors[module] = _product(B, A, _scale(settings, module, A.shape[0]))
+    require(bool(factors), f"{file}: holds no lora_A and lora_B of a linear map")
+    return Adapter(path, factors, whole)
+
+
+def _product(B: Stored, A: Stored, scale: float) -> Factors:
+    return Factors(A.shape[0], (B.shape[0], A.shape[1]), (B.file,), lambda: [(B.read(), A.read(), scale)])
+
+
+def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / r, or alpha / √r (rank-stabilised); alpha_pattern names modules by the end of their path (PEFT)."""
+    own = [v for key, v in (settings.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", module)]
+    alpha = own[0] if own else settings.get("lora_alpha", 8)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _is_of(matrix: str, key: str) -> bool:
+    return key.rpartition(".")[0] == matrix

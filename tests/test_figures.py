@@ -1,0 +1,238 @@
+"""Figures and tables of spectra, snapshots and cycles: what is drawn is what was measured, whatever the scale."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import changed, tiny_tables
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgba
+from scipy import stats
+
+from analysis import figures, load_runs, report, tables
+from analysis import spectra as measured
+from analysis.counts import count_singular_values, rank_measures
+from analysis.figures import cycle_overlaps, effective_rank, over_training, spectra, spectra_by_layer
+from analysis.naming import ROLES
+from analysis.subspaces import cycle_overlaps as overlaps_of
+from relora_lab import train
+
+FOUR = ["full", "relora", "lora-warm", "lora"]
+
+
+def found(labels=FOUR, layers=3, roles=ROLES, size=40, scale=1.0, zeros=0, seed=0):
+    """Spectra of made-up matrices; of every label but the first, `zeros` σ are 0."""
+    random, frames = np.random.default_rng(seed), []
+    for number, label in enumerate(labels):
+        for layer in range(layers):
+            for role in roles:
+                sigma = scale * np.sort(random.gamma(1.5 + number % 3, 0.2, size))[::-1]
+                sigma[size - (zeros if number else 0) :] = 0
+                about = {"label": label, "seed": 0, "run": label, "matrix": f"{layer}.{role}", "layer": layer}
+                about |= {"role": role, "rows": size, "cols": size, "index": range(size), "sigma": sigma}
+                frames.append(pd.DataFrame(about))
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.astype({"label": pd.CategoricalDtype(labels, ordered=True)})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two seeds of ReLoRA with snapshots at 30, 40 and 50, and LoRA without."""
+    out = tmp_path_factory.mktemp("runs")
+    for name, seed, every in (("relora", 0, 10), ("relora", 1, 10), ("lora", 0, None)):
+        method = {} if name == "relora" else {"method": {"name": "lora", "rank": 2}}
+        training = {"seed": seed, "snapshot_every": every}
+        train.run(changed(tiny_tables(), **method, training=training), out / f"{name}-seed{seed}")
+    return load_runs(out)
+
+
+def stairs(figure):
+    """Heights of the stairs of each axes, a list a label."""
+    return [[p.get_data().values for p in ax.patches if hasattr(p, "get_data")] for ax in figure.axes]
+
+
+def looks(figure):
+    """(colour, dashes) of each label in the legends."""
+    shown = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    pairs = [pair for legend in shown for pair in zip(legend.get_texts(), legend.get_lines(), strict=True)]
+    return {text.get_text(): (to_rgba(line.get_color()), line.get_linestyle()) for text, line in pairs}
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.003, 0.02, 1.0, 30.0, 1e7])
+def test_bins_are_the_papers_where_they_show_something_and_else_fit(scale):
+    frame = found(scale=scale, zeros=20)
+    upper, sigma = spectra.upper_end(frame), frame.loc[frame["sigma"] > 0, "sigma"]
+    if scale == 1.0:
+        assert upper == spectra.UPPER
+    else:
+        assert sigma.quantile(0.999) <= upper < 1.7 * sigma.quantile(0.999)
+        assert f"{upper:.1e}"[:3] in {"1.0", "1.5", "2.0", "2.5", "3.0", "4.0", "5.0", "6.0", "8.0"}
+    for module, bars in (
+        (spectra, spectra.histograms(frame, upper=upper)),
+        (spectra_by_layer, spectra_by_layer.histograms_by_layer(frame)),
+    ):
+        assert (bars["right"].max(), len(set(bars["left"]))) == (upper, 50)
+        assert f"[0, {upper:g}]" in module.describe(bars)
+        for ax in figures.make(module, bars).axes:
+            assert ax.get_xlim() == (0, upper)
+            assert ax.get_ylim()[1] == spectra.highest(bars)
+
+
+def test_zeros_and_what_the_paper_shows_do_not_move_the_bins():
+    assert spectra.upper_end(found(zeros=40, labels=["a", "b"])) == 2  # b is 0
+    assert spectra.upper_end(found().assign(sigma=0.0)) == 2
+    assert spectra.upper_end(found().assign(sigma=float("nan"))) == 2
+    frame = found(labels=["a"], layers=1, roles=["q"], size=100, scale=0.01)
+    frame.loc[frame["index"] < 25, "sigma"] = 1.0
+    assert spectra.upper_end(frame) == 2
+    frame.loc[frame["index"] == 24, "sigma"] = 0.02
+    assert spectra.upper_end(frame) == 1
+    frame.loc[frame["index"] < 25, "sigma"] = 9.0
+    assert spectra.upper_end(frame) == 10
+    frame.loc[frame["index"] > 0, "sigma"] = 0.1
+    frame.loc[0, "sigma"] = 1000.0
+    assert spectra.upper_end(frame) == 2
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=30), st.sampled_from([0.5, 2.0, 10.0]))
+def test_layers_are_counted_as_numpy_does_and_together_are_the_pooled_histogram(sigma, upper):
+    frame = pd.DataFrame({"label": "x", "layer": np.arange(len(sigma)) % 3, "role": "q", "sigma": sigma})
+    by_layer = spectra.histograms(frame, ("layer", "role"), upper=upper)
+    for layer, rows in by_layer.groupby("layer"):
+        mine = frame.loc[frame["layer"] == layer, "sigma"]
+        assert rows["count"].tolist() == np.histogram(mine, np.linspace(0, upper, 51))[0].tolist()
+        assert set(rows["total"]) == {len(mine)}
+    pooled = spectra.histograms(frame, upper=upper)
+    assert by_layer.groupby("left")["count"].sum().tolist() == pooled["count"].tolist()
+
+
+def test_a_row_a_layer_and_a_column_a_projection():
+    bars = spectra_by_layer.histograms_by_layer(found())
+    panels = stairs(figures.make(spectra_by_layer, bars))
+    assert len(panels) == 3 * 4
+    for panel, (layer, role) in zip(panels, [(n, r) for n in range(3) for r in ("q", "k", "v", "down")], strict=True):
+        rows = bars[(bars["layer"] == layer) & (bars["role"] == role)]
+        for heights, label in zip(panel, FOUR, strict=True):
+            assert heights.tolist() == rows.loc[rows["label"] == label, "density"].tolist()
+    some = found(layers=2, roles=["wi_0", "wi_1", "wo", "x", "y"]).query("layer == 0 or role != 'wi_1'")
+    assert set(spectra_by_layer.histograms_by_layer(some)["role"]) == {"wi_0", "wi_1", "wo", "x"}
+    figures.make(spectra_by_layer, spectra_by_layer.histograms_by_layer(some))  # an empty panel
+
+
+def test_of_many_layers_24_are_drawn_on_a_page():
+    bars = spectra_by_layer.histograms_by_layer(found(["ΔW"], layers=80, roles=["q"], size=9))
+    drawn = sorted(set(bars["layer"]))
+    assert (len(drawn), drawn[0], drawn[-1]) == (24, 0, 79)
+    assert set(np.diff(drawn)) == {3, 4}
+    assert "24 of 80 layers, evenly spread" in spectra_by_layer.describe(bars)
+    assert figures.make(spectra_by_layer, bars).get_figheight() <= 9.5
+    assert "evenly" not in spectra_by_layer.describe(spectra_by_layer.histograms_by_layer(found()))
+
+
+def test_the_heat_map_has_the_means_of_rank_measures():
+    first, second = found(zeros=30), found(zeros=30, seed=1).assign(seed=1)
+    both = pd.concat([first, second.query("not (layer == 1 and role == 'o')")], ignore_index=True)
+    both.loc[(both["layer"] == 2) & (both["role"] == "up"), "sigma"] = float("nan")
+    frame = effective_rank.by_layer(both)
+    expected = rank_measures(both).groupby(["label", "layer", "role"], observed=True)["per"].mean()
+    assert frame.loc[(frame["layer"] == 1) & (frame["role"] == "o"), "n"].tolist() == [1] * 4
+    figure = figures.make(effective_rank, frame)
+    scales = set()
+    for ax, label in zip(figure.axes, FOUR, strict=False):
+        [mesh] = ax.collections
+        shares = mesh.get_array()
+        assert ax.get_title() == label
+        assert np.argwhere(shares.mask).tolist() == [[2, ROLES.index("up")]]
+        for (layer, column), share in np.ndenumerate(shares.filled(np.nan)):
+            if np.isfinite(share):
+                assert share == pytest.approx(expected[label, layer, ROLES[column]], rel=1e-12)
+        scales.add(mesh.get_clim())
+        numbers = {text.get_position(): float(text.get_text()) for text in ax.texts}
+        ranks = frame[frame["label"] == label]
+        assert len(numbers) == len(ranks) == 20
+        for row in ranks.itertuples():
+            drawn = numbers[ROLES.index(row.role) + 0.5, row.layer + 0.5]
+            assert drawn == pytest.approx(row.effective_rank, abs=0.05 if drawn < 10 else 0.5)
+    assert scales == {(0, frame["per"].max())}
+    assert "relora" in effective_rank.describe(frame)
+
+
+def test_a_heat_map_writes_numbers_only_where_they_can_be_read():
+    for count, layers, written in ((4, 24, True), (26, 2, True), (9, 70, False), (1, 90, True)):
+        labels = [f"a long name, of row {number}" for number in range(count)]
+        frame = effective_rank.by_layer(found(labels, layers, ["q", "down"], size=4))
+        figure = figures.make(effective_rank, frame)
+        texts = [text for ax in figure.axes for text in ax.texts]
+        assert len(texts) == (len(frame) if written else 0)
+        assert all(text.get_fontsize() >= 4 for text in texts)
+        assert figure.get_figheight() < 10
+
+
+def test_many_labels_are_drawn_and_named_and_keep_their_colours():
+    labels = [f"row {number}" for number in range(26)]
+    frame = found(labels, layers=2, size=9)
+    first = figures.make(spectra, spectra.histograms(frame))
+    second = figures.make(spectra_by_layer, spectra_by_layer.histograms_by_layer(frame.query("label > 'row 0'")))
+    lines = pd.DataFrame({"step": [9, 19], "value": 1.0, "low": 0.0, "high": 2.0, "overlap": 0.5, "chance": 0.1})
+    lines = lines.assign(n=2, cycle=2).merge(frame[["label"]].drop_duplicates()[3:], how="cross")
+    pairs = [lines.assign(side=side) for side in ("in", "out")]
+    values = [lines.assign(measure=name) for name in over_training.PANELS]
+    others = figures.make(cycle_overlaps, pd.concat(pairs)), figures.make(over_training, pd.concat(values))
+    assert list(looks(first)) == labels
+    for figure, start in ((second, 1), (others[0], 3), (others[1], 3)):
+        assert looks(figure).items() <= looks(first).items()
+        assert list(looks(figure)) == labels[start:]
+
+
+def test_training_is_drawn_from_snapshots_and_from_nothing_else(runs):
+    frame = over_training.data(runs)
+    assert set(frame["label"]) == {"relora"}
+    steps = {}
+    for path in runs.loc[runs["label"] == "relora", "path"]:
+        for step, spectrum in measured.over_training(path).groupby("step"):
+            counts = count_singular_values(spectrum)
+            share = counts["below"].sum() / counts["total"].sum()
+            steps.setdefault(step, []).append((rank_measures(spectrum)["effective_rank"].mean(), share))
+    assert sorted(steps) == [30, 40, 50, 60]
+    figure = figures.make(over_training, frame)
+    for number, (ax, measure) in enumerate(zip(figure.axes, over_training.PANELS, strict=True)):
+        [line] = ax.get_lines()
+        rows = frame[frame["measure"] == measure]
+        assert line.get_xdata().tolist() == sorted(steps)
+        np.testing.assert_array_equal(line.get_ydata(), rows["value"])
+        np.testing.assert_allclose(rows["value"], [np.mean(steps[s], axis=0)[number] for s in sorted(steps)])
+        np.testing.assert_allclose(rows["high"], [np.max(steps[s], axis=0)[number] for s in sorted(steps)])
+    assert "at update 30 to" in over_training.describe(frame)
+    assert over_training.data(runs[runs["label"] == "lora"]).empty
+
+
+def test_overlaps_of_cycles_are_drawn_and_tabled_beside_chance(runs):
+    frame = cycle_overlaps.data(runs)
+    by_run = [overlaps_of(path).groupby(["side", "next_cycle"]).mean(numeric_only=True) for path in runs["path"][:2]]
+    assert set(runs["label"][:2]) == set(frame["label"]) == {"relora"}
+    for ax, side in zip(figures.make(cycle_overlaps, frame).axes, ("out", "in"), strict=True):
+        overlap, chance = ax.get_lines()
+        assert overlap.get_xdata().tolist() == [48, 60]
+        both = sum(found.loc[side] for found in by_run) / 2
+        np.testing.assert_allclose(overlap.get_ydata(), both["overlap"])
+        np.testing.assert_allclose(chance.get_ydata(), both["chance"])
+        assert (overlap.get_color(), overlap.get_linewidth() > chance.get_linewidth()) == (chance.get_color(), True)
+    [row] = tables.load("overlaps").table(runs).to_dict("records")
+    assert (row["label"], row["n"], row["pairs"]) == ("relora", 2, 2)
+    for side in ("out", "in"):
+        means = [found.loc[side, "overlap"].mean() for found in by_run]
+        assert row[f"overlap_{side}"] == pytest.approx(np.mean(means))
+        assert row[f"overlap_{side}_error"] == pytest.approx(stats.sem(means))
+        told = f"{row[f'overlap_{side}']:.3f} {side} (chance {row[f'chance_{side}']:.3f})"
+        assert told in cycle_overlaps.describe(frame)
+    alone = runs[runs["label"] == "lora"]
+    assert cycle_overlaps.data(alone).empty
+    assert tables.load("overlaps").table(alone).empty
+
+
+def test_a_report_leaves_out_what_these_runs_have_not(runs, tmp_path):
+    page = report.build(runs[runs["label"] == "lora"], tmp_path / "out").read_text()
+    for module in (*figures.available(), *tables.available()):
+        kind, name = module.__name__.split(".")[1:]
+        optional = name in ("over_training", "cycle_overlaps", "overlaps")
+        assert (f'id="{kind}-{name}"' in page) == (not optional)

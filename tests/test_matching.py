@@ -1,0 +1,283 @@
+"""Any two models: which matrices they share, as (out, in), by the names of any family; and when the answer is no."""
+
+import json
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import nn
+
+from analysis.checkpoints import open_checkpoint
+from analysis.matching import Selection, open_pair
+from analysis.spectra import compare, delta_spectra
+from relora_lab.errors import BadInput
+
+
+def model(folder, shapes, *, seed=0, config=None, **replaced):
+    """A Hugging Face folder of random tensors of these shapes; the seed changes what is in them."""
+    folder.mkdir()
+    random = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    save_file(tensors | replaced.pop("tensors", {}), folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def pair(tmp_path, shapes, selection=None, **options):
+    """What two models of these shapes share."""
+    ends = [model(tmp_path / name, shapes, seed=seed, **options) for seed, name in enumerate(("start", "final"))]
+    return open_pair(*ends, selection or Selection())
+
+
+def block(*parts, shape=(8, 8)):
+    return dict.fromkeys((f"{part}.weight" for part in parts), shape)
+
+
+GPT2 = {
+    "h.0.attn.c_attn.weight": (8, 24),
+    "h.0.attn.c_proj.weight": (8, 8),
+    "h.0.mlp.c_fc.weight": (8, 32),
+    "h.0.mlp.c_proj.weight": (32, 8),
+    "h.0.attn.bias": (1, 1, 16, 16),
+    "h.0.ln_1.weight": (8,),
+    "wte.weight": (20, 8),
+    "wpe.weight": (16, 8),
+}
+
+
+def test_gpt2_is_stored_transposed_and_read_as_out_in(tmp_path):
+    found = pair(tmp_path, GPT2)
+    shapes = {matrix.role: (matrix.rows, matrix.cols) for matrix in found.matrices}
+    assert shapes == {"c_attn": (24, 8), "attn.c_proj": (8, 8), "c_fc": (32, 8), "mlp.c_proj": (8, 32)}
+    assert found.left_out == 4
+    for matrix in found.matrices:
+        start, final = matrix.ends()
+        stored = open_checkpoint(tmp_path / "final").tensors[f"{matrix.name}.weight"].read()
+        assert torch.equal(final, stored.T)
+        assert start.shape == final.shape == (matrix.rows, matrix.cols)
+
+
+def test_the_same_names_in_a_linear_layer_are_not_turned(tmp_path):
+    linear = {
+        name: shape[::-1] if len(shape) == 2 and name.startswith("h") else shape for name, shape in GPT2.items()
+    }
+    shapes = {matrix.role: (matrix.rows, matrix.cols) for matrix in pair(tmp_path, linear).matrices}
+    assert shapes["c_attn"] == (24, 8)
+    assert shapes["mlp.c_proj"] == (8, 32)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("mixtral", 6), ("gpt_oss", 4)])
+def test_experts_in_one_tensor_are_a_matrix_each(tmp_path, kind, rows):
+    shapes = {"model.layers.0.mlp.experts.down_proj": (3, 6, 4), "model.layers.0.mlp.experts.down_proj_bias": (3, 4)}
+    found = pair(tmp_path, shapes, config={"model_type": kind})
+    assert [(m.name, m.role) for m in found.matrices] == [
+        (f"model.layers.0.mlp.experts.down_proj.{part}", "down") for part in range(3)
+    ]
+    assert {(m.rows, m.cols) for m in found.matrices} == {(rows, 10 - rows)}
+    assert found.left_out == 1
+    whole = open_checkpoint(tmp_path / "final").tensors["model.layers.0.mlp.experts.down_proj"].read()
+    for part, matrix in enumerate(found.matrices):
+        _, final = matrix.ends()
+        assert torch.equal(final, whole[part] if rows == 6 else whole[part].T)
+    assert len(delta_spectra(tmp_path / "start", tmp_path / "final")) == 3 * 4
+
+
+ROLES = {
+    "t5": (
+        [
+            *(f"{stack}.block.0.layer.0.SelfAttention.q" for stack in ("encoder", "decoder")),
+            "decoder.block.0.layer.1.EncDecAttention.q",
+            "decoder.block.0.layer.2.DenseReluDense.wi",
+        ],
+        {"encoder.SelfAttention.q", "decoder.SelfAttention.q", "decoder.EncDecAttention.q", "wi"},
+    ),
+    "mixture of experts": (
+        [
+            "model.layers.0.mlp.gate",
+            *(f"model.layers.0.mlp.experts.{n}.gate_proj" for n in (0, 1)),
+            "model.layers.0.mlp.shared_expert.gate_proj",
+            "model.layers.0.self_attn.q_proj",
+        ],
+        {"mlp.gate", "experts.gate_proj", "shared_expert.gate_proj", "q"},
+    ),
+    "bert": (
+        [
+            "encoder.layer.0.attention.output.dense",
+            "encoder.layer.0.output.dense",
+            "encoder.layer.0.attention.self.key",
+        ],
+        {"attention.output.dense", "layer.output.dense", "key"},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ROLES)
+def test_kinds_of_matrices_never_share_a_role(tmp_path, family):
+    modules, roles = ROLES[family]
+    found = pair(tmp_path, block(*modules))
+    assert {matrix.role for matrix in found.matrices} == roles
+    assert len(found.matrices) == len(modules)
+    assert {matrix.layer for matrix in found.matrices} == {0}
+
+
+def test_role_layer_and_glob_choose_and_what_is_left_out_is_counted(tmp_path):
+    shapes = block(*(f"model.layers.{n}.self_attn.{r}_proj" for n in range(12) for r in "qkv")) | {
+        "lm_head.weight": (9, 8)
+    }
+    found = pair(tmp_path, shapes, Selection(roles=("q", "k"), layers=(2, 10)))
+    assert [(m.layer, m.role) for m in found.matrices] == [(2, "q"), (2, "k"), (10, "q"), (10, "k")]
+    assert found.left_out == 33
+    ends = tmp_path / "start", tmp_path / "final"
+    assert len(open_pair(*ends, Selection(match=("*.v_proj",), layers=(1,))).matrices) == 1
+    assert len(open_pair(*ends, Selection(match=("lm_head",))).matrices) == 1
+    assert [m.layer for m in open_pair(*ends, Selection(roles=("q",))).matrices] == list(range(12))
+    with pytest.raises(BadInput, match="no matrix is selected by --role up --layer 3; the roles are q, k, v"):
+        open_pair(*ends, Selection(roles=("up",), layers=(3,)))
+
+
+def test_a_model_without_head_has_the_names_of_one_with_head_but_for_their_beginning(tmp_path):
+    inner = block("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj")
+    bare = model(tmp_path / "bare", inner)
+    whole = model(
+        tmp_path / "whole",
+        {f"model.{name}": shape for name, shape in inner.items()} | {"lm_head.weight": (9, 8)},
+        seed=1,
+    )
+    for ends in ((bare, whole), (whole, bare)):
+        assert [m.name for m in open_pair(*ends).matrices] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    deeper = model(tmp_path / "deeper", inner | block("layers.2.self_attn.q_proj"), seed=2)
+    with pytest.raises(BadInput, match=r"whole: missing model\.layers\.2\.self_attn\.q_proj\.weight$"):
+        open_pair(whole, deeper)
+
+
+def test_a_renamed_matrix_is_refused_with_both_names(tmp_path):
+    start = model(tmp_path / "a", block("layers.0.q_proj", "layers.0.k_proj"))
+    final = model(tmp_path / "b", block("layers.0.q_proj", "layers.0.key"), seed=1)
+    with pytest.raises(
+        BadInput, match=r"a: missing layers\.0\.key\.weight; it has layers\.0\.k_proj\.weight, which .*b has not"
+    ):
+        open_pair(start, final)
+
+
+def test_a_transposed_square_matrix_is_refused(tmp_path):
+    shapes = block("layers.0.q_proj", "layers.0.k_proj")
+    start = model(tmp_path / "a", shapes)
+    turned = {name: t.read().T.contiguous() + 0.01 for name, t in open_checkpoint(start).tensors.items()}
+    final = model(tmp_path / "b", shapes, tensors=turned)
+    with pytest.raises(BadInput, match=r"layers\.0\.q_proj: is transposed in one of the two"):
+        compare(start, final)
+    compare(start, model(tmp_path / "c", shapes, seed=3))  # another model altogether is no transpose
+
+
+EMBEDDED = {"model.embed_tokens.weight": (20, 8), **block("model.layers.0.self_attn.q_proj")}
+TIED = {
+    "config": ({"tie_word_embeddings": True}, EMBEDDED, "*embed_tokens", "shared with the output head"),
+    "no head": ({"architectures": ["GPT2LMHeadModel"]}, EMBEDDED, "*embed_tokens", "shared with the output head"),
+    "not stored": (
+        {"tie_word_embeddings": True}, EMBEDDED, "lm_head", "no matrix is selected.*the head is tied",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_tied_weights_are_left_out_and_refused_where_they_are_selected(tmp_path, case):
+    config, shapes, glob, message = TIED[case]
+    found = pair(tmp_path, shapes, config=config)
+    assert [m.role for m in found.matrices] == ["q"]
+    assert found.left_out == 1
+    with pytest.raises(BadInput, match=message):
+        open_pair(tmp_path / "start", tmp_path / "final", Selection(match=(glob,)))
+
+
+def test_copies_of_tied_weights_are_found_by_what_is_in_them(tmp_path):
+    shapes = EMBEDDED | {"lm_head.weight": (20, 8)}
+    ends = []
+    for seed, name in enumerate(("a", "b")):
+        same = torch.randn(20, 8, generator=torch.Generator().manual_seed(seed))
+        both = {"model.embed_tokens.weight": same, "lm_head.weight": same.clone()}
+        ends.append(model(tmp_path / name, shapes, seed=seed, tensors=both))
+    for glob in ("lm_head", "*embed_tokens"):
+        with pytest.raises(BadInput, match="is shared with"):
+            open_pair(*ends, Selection(match=(glob,)))
+    untied = [model(tmp_path / name, shapes, seed=seed) for seed, name in enumerate(("c", "d"))]
+    assert len(open_pair(*untied, Selection(match=("lm_head", "*embed_tokens"))).matrices) == 2
+
+
+def test_a_matrix_that_two_layers_share_is_refused_however_it_was_saved(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(3)])
+            self.layers[2].weight = self.layers[0].weight
+
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        both = Shared()
+        save_model(both, tmp_path / f"{name}.safetensors")
+        save_file({n: t.clone() for n, t in both.state_dict().items()}, tmp_path / f"{name}-copied.safetensors")
+    with pytest.raises(BadInput, match=r"layers\.0\.weight is shared with layers\.2\.weight"):
+        open_pair(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    with pytest.raises(BadInput, match=r"layers\.2 and layers\.0 are copies of one matrix"):
+        compare(tmp_path / "a-copied.safetensors", tmp_path / "b-copied.safetensors")
+    only = Selection(match=("layers.1",))
+    assert len(open_pair(tmp_path / "a.safetensors", tmp_path / "b.safetensors", only).matrices) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32])
+def test_codes_that_cannot_be_subtracted_are_refused(tmp_path, dtype):
+    shapes = block("layers.0.q_proj")
+    start = model(tmp_path / "a", shapes)
+    final = model(tmp_path / "b", shapes, tensors={"layers.0.q_proj.weight": torch.zeros(8, 8).to(dtype)})
+    with pytest.raises(BadInput, match=r"b: layers\.0\.q_proj\.weight is stored as \w+, which cannot be subtracted"):
+        open_pair(start, final)
+
+
+def test_a_quantised_model_is_refused_whatever_its_tensors_are_called(tmp_path):
+    start = model(tmp_path / "a", block("layers.0.q_proj"))
+    final = model(tmp_path / "b", block("layers.0.q_proj"), config={"quantization_config": {"quant_method": "mxfp4"}})
+    with pytest.raises(BadInput, match=r"b: is quantised \(mxfp4\)"):
+        open_pair(start, final)
+
+
+def test_an_index_names_the_shards_that_count(tmp_path):
+    folder = model(tmp_path / "a", block("layers.0.q_proj"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    save_file({"layers.0.k_proj.weight": torch.ones(8, 8)}, folder / "model-00002-of-00002.safetensors")
+    save_file({"layers.0.q_proj.weight": torch.ones(8, 8)}, folder / "consolidated.safetensors")
+    shards = {
+        f"layers.0.{role}_proj.weight": f"model-0000{n}-of-00002.safetensors" for n, role in ((1, "q"), (2, "k"))
+    }
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}))
+    assert set(open_checkpoint(folder).tensors) == set(shards)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"model-00002-of-00002\.safetensors: is missing"):
+        open_checkpoint(folder)
+    index.write_text(json.dumps({"weight_map": {"x": "../b/model.safetensors"}}))
+    with pytest.raises(BadInput, match="names a file elsewhere"):
+        open_checkpoint(folder)
+
+
+def test_a_name_is_looked_for_on_the_hub_and_only_safetensors_are_fetched(tmp_path, monkeypatch):
+    folder, asked = model(tmp_path / "a", block("layers.0.q_proj")), []
+
+    def download(repository, *, revision, allow_patterns, ignore_patterns):
+        asked.append((repository, revision))
+        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
+        assert ignore_patterns == "*/*"
+        if repository == "no/such":
+            raise OSError("404: not there\nreally")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert set(open_checkpoint("org/some-model@v2").tensors) == {"layers.0.q_proj.weight"}
+    assert asked == [("org/some-model", "v2")]
+    with pytest.raises(BadInput, match="no/such: no such file or folder, nor to be had from the hub: 404: not there"):
+        open_checkpoint("no/such")
+    monkeypatch.chdir(tmp_path)
+    for here in ("a/nothing", tmp_path / "nothing", "../nothing"):  # what lies beside files that exist is no name
+        with pytest.raises(BadInput, match=r"no such file or folder$"):
+            open_checkpoint(here)
+    assert len(asked) == 2

@@ -213,9 +213,11 @@ def write(looks: Sequence[Look], out: Path, overlap: pd.DataFrame | None = None)
         (spectra_by_layer, spectra_by_layer.histograms_by_layer(found)),
         (effective_rank, effective_rank.by_layer(found)),
     ):
-        name = module.__name__.rpartition(".")[2]
-        for kind in ("png", "pdf") if len(frame) else ():
-            figures.save(figures.make(module, frame), out / f"{name}.{kind}")
+        if frame.empty:
+            continue
+        figure = figures.make(module, frame)
+        for kind in ("png", "pdf"):
+            figures.save(figure, out / f"{module.__name__.rpartition('.')[2]}.{kind}")
 
 
 def _labelled(looks: Sequence[Look], frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

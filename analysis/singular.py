@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 NATIVE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-CHUNK = 1024  # columns of a matrix that are widened to float64 at a time
+CHUNK = 2**22  # entries of a matrix that are widened to float64 at a time
 WORTHWHILE = 0.6  # of the smaller side: factors of a higher total rank take longer than their product
 SAFE = 1e-100  # squares of larger numbers do not vanish, of smaller than its inverse do not overflow
 CANCELLED = 30.0  # ‖B‖²‖A‖² beyond so many σ₁² loses digits in Gram matrices
@@ -53,14 +53,26 @@ def gram(W: Tensor) -> tuple[np.ndarray | Tensor, float]:
     """
     scale = power_of_two(W) if W.dtype == torch.float64 else 1.0
     small = W if W.shape[0] <= W.shape[1] else W.T
-    total: np.ndarray | Tensor = 0.0  # type: ignore[assignment]
-    for part in small.split(CHUNK, dim=1):
+    total = product = None
+    for part in chunks(small):
         wide = part.double() if scale == 1.0 else part / scale
-        chunk = wide.numpy() if wide.device.type == "cpu" else wide
-        total = total + chunk @ chunk.T
+        chunk: Any = wide.numpy() if wide.device.type == "cpu" else wide
+        if total is None:
+            total = chunk @ chunk.T
+        elif isinstance(chunk, Tensor):
+            total.addmm_(chunk, chunk.T)
+        else:
+            product = np.matmul(chunk, chunk.T, out=product)
+            total += product
+    assert total is not None
     if not math.isfinite(float(total.trace())):
         raise NotFinite("the matrix has non-finite entries")
     return total, scale
+
+
+def chunks(W: Tensor) -> tuple[Tensor, ...]:
+    """W by columns, as many at a time as are widened together."""
+    return W.split(max(1, CHUNK // len(W)), dim=1)
 
 
 def eigenvalues(symmetric: np.ndarray | Tensor) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Singular values of ΔW = W_final − W_start, for every matrix that two models share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -88,9 +89,8 @@ def compare(
     bar = "spectra" if progress else ""
     measured = _measured(pair, method, device, workers, cache, bar)
     _refuse_copies(pair.matrices, measured)
-    facts = [_facts(matrix, found) for matrix, found in zip(pair.matrices, measured, strict=True)]
-    rows = [_rows(matrix, found.sigma) for matrix, found in zip(pair.matrices, measured, strict=True)]
-    return Comparison(pd.concat(rows, ignore_index=True), pd.DataFrame(facts), pair.left_out)
+    matrices = pd.DataFrame([_facts(matrix, found) for matrix, found in zip(pair.matrices, measured, strict=True)])
+    return Comparison(_rows(matrices, [found.sigma for found in measured]), matrices, pair.left_out)
 
 
 def of_run(run: str | Path) -> Comparison:
@@ -187,17 +187,27 @@ def _of_factors(matrix: Matrix, method: Method) -> Measured:
 
 def _of_weights(matrix: Matrix, method: Method, device: str) -> Measured:
     start, final = matrix.ends()
-    delta = final - start
-    size, change = (float(torch.linalg.vector_norm(W, dtype=torch.float64)) for W in (final, delta))
-    if matrix.rows == matrix.cols and change > size / 2:
-        turned = float((final - start.T).norm())
-        require(turned > change / 2, f"{matrix.name}: is transposed in one of the two: Wᵀ is what the other has")
+    delta, rms = final - start, _norm(final) / final.numel() ** 0.5
     del start, final
     try:
         sigma = singular_values(delta.to(device), "svd" if method == "svd" else "gram")
     except NotFinite:
         return _not_finite(matrix, "weights", int((~torch.isfinite(delta)).sum()))
-    return Measured(sigma, "weights", size / delta.numel() ** 0.5, 0)
+    if matrix.rows == matrix.cols and np.linalg.norm(sigma) > rms * matrix.rows / 2:
+        _refuse_turned(matrix, float(np.linalg.norm(sigma)))
+    return Measured(sigma, "weights", rms, 0)
+
+
+def _refuse_turned(matrix: Matrix, change: float) -> None:
+    """Raise BadInput if one W is nearly the other's transpose: no shape tells that of a square matrix."""
+    start, final = matrix.ends()
+    turned = _norm(final - start.T)
+    require(turned > change / 2, f"{matrix.name}: is transposed in one of the two: Wᵀ is what the other has")
+
+
+def _norm(W: torch.Tensor) -> float:
+    """‖W‖_F, summed in float64 over pieces of 64 Ki entries."""
+    return math.sqrt(sum(float(torch.dot(part, part)) for part in W.reshape(-1).split(2**16)))
 
 
 def _refuse_copies(matrices: Sequence[Matrix], measured: Sequence[Measured]) -> None:
@@ -220,7 +230,8 @@ def _not_finite(matrix: Matrix, source: str, entries: int) -> Measured:
 
 def _facts(matrix: Matrix, found: Measured) -> dict[str, Any]:
     return {
-        **_place(matrix),
+        "matrix": matrix.name,
+        **{name: getattr(matrix, name) for name in COLUMNS[1:5]},
         "dtype": matrix.dtype,
         "source": found.source,
         "rms": found.rms,
@@ -229,9 +240,8 @@ def _facts(matrix: Matrix, found: Measured) -> dict[str, Any]:
     }
 
 
-def _rows(matrix: Matrix, sigma: np.ndarray) -> pd.DataFrame:
-    return pd.DataFrame({**_place(matrix), "index": range(len(sigma)), "sigma": sigma})
-
-
-def _place(matrix: Matrix) -> dict[str, Any]:
-    return {"matrix": matrix.name} | {name: getattr(matrix, name) for name in COLUMNS[1:5]}
+def _rows(matrices: pd.DataFrame, sigmas: Sequence[np.ndarray]) -> pd.DataFrame:
+    """A row a singular value: what identifies its matrix, index and sigma."""
+    lengths = [len(sigma) for sigma in sigmas]
+    rows = matrices[COLUMNS[:5]].loc[np.repeat(matrices.index, lengths)].reset_index(drop=True)
+    return rows.assign(index=np.concatenate([np.arange(n) for n in lengths]), sigma=np.concatenate(sigmas))

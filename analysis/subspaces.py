@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from analysis.counts import EPS32, MATRIX
-from analysis.singular import CHUNK, gram, power_of_two
+from analysis.singular import chunks, gram, power_of_two
 from relora_lab import sizes
 from relora_lab.runs import Pair, RunFolder
 
@@ -106,8 +106,7 @@ def singular_vectors(delta: Tensor, top: int) -> tuple[np.ndarray, np.ndarray, n
     sigma = np.sqrt(np.maximum(values[: -top - 1 : -1], 0))
     vectors = vectors[:, : -top - 1 : -1][:, sigma > RESOLVED * sigma[0]]
     small = W if W.shape[0] <= W.shape[1] else W.T
-    parts = small.split(CHUNK, dim=1)
-    images = np.concatenate([(part.double() / scale).numpy().T @ vectors for part in parts])
+    images = np.concatenate([(part.double() / scale).numpy().T @ vectors for part in chunks(small)])
     # QR in the order of sigma normalises, and keeps orthogonal what rounding would not.
     other, R = np.linalg.qr(images)
     other *= np.copysign(1.0, R.diagonal())

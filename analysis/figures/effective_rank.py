@@ -76,8 +76,9 @@ def describe(frame: pd.DataFrame) -> str:
         ends = ", ".join(f"{end['per']:.1%} in {end['role']} of layer {end['layer']}" for end in (least, most))
         told.append(f"{label} {rows['effective_rank'].mean():.1f}, {rows['per'].mean():.1%} of full rank ({ends})")
     return (
-        "Effective rank: how many equal singular values would have the entropy of ΔW's. Numbers (where they fit) are ranks, "
-        f"colours their share of the smaller side, of all labels on one scale. Mean (least, most): {'; '.join(told)}."
+        "Effective rank: how many equal singular values would have the entropy of ΔW's. Numbers, where they fit, are "
+        "ranks, colours their share of the smaller side, of all labels on one scale. "
+        f"Mean (least, most): {'; '.join(told)}."
     )
 
 

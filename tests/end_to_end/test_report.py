@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from conftest import ROOT, changed, tiny_tables
 from safetensors.torch import load_file, save_file
 
 from analysis import figures, load_runs, report, spectra, tables
-from analysis.checkpoints import open_checkpoint
 from analysis.counts import count_singular_values, numerical_ranks, rank_ceilings
 from analysis.norms import norm_traces
 from relora_lab import cli, train

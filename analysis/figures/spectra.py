@@ -49,8 +49,8 @@ def histograms(found: pd.DataFrame, by: Sequence[str] = ("role",), *, upper: flo
 def upper_end(found: pd.DataFrame) -> float:
     """Where bins that suit these spectra end: at the paper's 2, or where that shows nothing at another round number.
 
-    It is 2 if a quarter of the values lies in the paper's bins but the first; else the bins hold 99.9 % of the
-    values, if that leaves fewer of them in the first or beyond the last. Of all labels and panels together, without
+    It is 2 if a quarter of the values lies between 0.2 and 2; else the bins hold 99.9 % of the values, if that leaves
+    fewer of them in the first or beyond the last. Of all labels and panels together, without
     those that are 0 to rounding (≤ eps32·max(rows, cols)·σ1).
     """
     rows = drawn(found)
@@ -58,7 +58,7 @@ def upper_end(found: pd.DataFrame) -> float:
     largest = rows.groupby(matrix, observed=True, sort=False)["sigma"].transform("max")
     sigma = rows.loc[rows["sigma"] > EPS32 * rows[["rows", "cols"]].max(axis=1) * largest, "sigma"]
     shown = {UPPER: sigma.between(UPPER / BINS, UPPER).mean()}
-    if sigma.empty or shown[UPPER] >= FITTING:
+    if sigma.empty or sigma.between(UPPER / 10, UPPER).mean() >= FITTING:
         return UPPER
     end = float(sigma.quantile(COVERED))
     power = math.floor(math.log10(end))

@@ -1,4 +1,4 @@
-"""Which directions ΔW has: those of the cycle before, of another run, of the W it began from?
+"""Which directions ΔW has: those of another ΔW, of the W it began from? (Those of the cycle before: cycles.py.)
 
 `overlap` of two subspaces is the mean cos² of their principal angles: ‖QᵀR‖_F² / min(p, q) for orthonormal bases
 Q (n, p) and R (n, q), which is φ of Hu et al. 2021 (LoRA), Eq. 4. It is 1 where one lies in the other; `chance`,
@@ -7,9 +7,7 @@ max(p, q) / n, is its expectation where one of them is uniformly random, since E
 "out" is the side of the rows (column space, left singular vectors), "in" that of the columns.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,16 +19,12 @@ from torch import Tensor
 from analysis.counts import EPS32, MATRIX
 from analysis.singular import chunks, gram, power_of_two
 from relora_lab import sizes
-from relora_lab.runs import Pair, RunFolder
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from analysis.matching import Matrix
 
 SIDES = ["out", "in"]
 OVERLAP = ["largest_cosine", "overlap", "chance"]
-CYCLES = [*MATRIX, "cycle", "next_cycle", "side", "rank", "next_rank", *OVERLAP, "energy", "energy_chance"]
 DELTAS = [*MATRIX, "side", "top", "rank", "other_rank", *OVERLAP]
 ENERGIES = ["out_energy", "out_chance", "in_energy", "in_chance", "both_energy", "both_chance"]
 ALIGNMENT = [*MATRIX, "top", "rank", *ENERGIES]
@@ -59,33 +53,6 @@ def principal_angles(X: ArrayLike | Tensor, Y: ArrayLike | Tensor) -> np.ndarray
     cosines = np.linalg.svd(shared, compute_uv=False)
     sines = np.linalg.svd(R - Q @ shared, compute_uv=False)[::-1]
     return np.arctan2(sines, cosines)
-
-
-def cycle_overlaps(run: "str | Path") -> pd.DataFrame:
-    """Do a cycle's factors find the subspace of those before? Two rows (sides) a factored matrix and pair of cycles.
-
-    The test of P1's Section 3, that old optimizer states guide new factors into the old subspace. A cycle's update
-    is the sum of its signed products scale·B·A, which is what it added to W where its facts say `factored`. Where
-    cycles end without a merge the same factors go on: they are one update, to the last of them, whose number it has.
-    Only cycles since the reference step count.
-
-    Columns: matrix, layer, role, rows, cols, cycle, next_cycle, side, rank (of the earlier update), next_rank,
-    largest_cosine, overlap and chance (above; NaN beside an update that is 0), energy (share of the next
-    update's ‖·‖_F² in the earlier one's subspace), energy_chance (rank / n). Bases are computed from the factors;
-    directions below eps32·Σ|scale|·‖B‖_F·‖A‖_F, which float32 factors cannot tell, count as none. Empty where no two
-    updates follow one another. Values of factors that are not finite are missing.
-    """
-    folder = RunFolder(run)
-    lives = _lives(folder.cycle_facts(since=folder.config.training.reference))
-    places = {matrix.name: matrix for matrix in sizes.matrices(folder.config.model.shape)}
-    rows = []
-    for name in folder.factored_matrices([facts for life in lives for facts in life]):
-        matrix = places[name]
-        updates = ((life[-1]["cycle"], _update(_pairs(folder, name, life))) for life in lives)
-        for (cycle, earlier), (next_cycle, later) in pairwise(updates):
-            about = _place(matrix) | {"cycle": cycle, "next_cycle": next_cycle}
-            rows += [about | {"side": side} | _cycle_overlap(earlier, later, side) for side in SIDES]
-    return _frame(rows, CYCLES)
 
 
 def singular_vectors(delta: Tensor, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,7 +99,7 @@ def delta_overlaps(first: "Sequence[Matrix]", second: "Sequence[Matrix]", top: i
         shapes = [(m.rows, m.cols) for m in (matrix, others[matrix.name])]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{matrix.name} is {shapes[0]} in one comparison and {shapes[1]} in the other")
-    return _frame([row for m in first for row in _delta_overlaps(m, others[m.name], top)], DELTAS)
+    return frame([row for m in first for row in _delta_overlaps(m, others[m.name], top)], DELTAS)
 
 
 def alignment(matrices: "Sequence[Matrix]", top: int = 16) -> pd.DataFrame:
@@ -144,7 +111,7 @@ def alignment(matrices: "Sequence[Matrix]", top: int = 16) -> pd.DataFrame:
     as in Hu et al. 2021 (LoRA), Section 7.3, which projects W on ΔW's directions where this projects ΔW on W's.
     Missing where ΔW is 0 or an end is not finite.
     """
-    return _frame([_alignment(matrix, top) for matrix in matrices], ALIGNMENT)
+    return frame([_alignment(matrix, top) for matrix in matrices], ALIGNMENT)
 
 
 def intruder_dimensions(matrices: "Sequence[Matrix]", top: int = 10, epsilon: float = 0.5) -> pd.DataFrame:
@@ -159,60 +126,11 @@ def intruder_dimensions(matrices: "Sequence[Matrix]", top: int = 10, epsilon: fl
     """
     if not 0 < epsilon <= 1:
         raise ValueError(f"epsilon must be in (0, 1] (got {epsilon})")
-    return _frame([_intruders(matrix, top, epsilon) for matrix in matrices], INTRUDERS)
-
-
-@dataclass(frozen=True)
-class _Update:
-    """A sum of products: orthonormal bases of column and row space by side, as singular vectors, and sigma."""
-
-    bases: dict[str, np.ndarray]
-    sigma: np.ndarray
-
-
-def _lives(cycles: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Cycles by the factors they trained: without a merge the same ones go on."""
-    lives: list[list[dict[str, Any]]] = [[]]
-    for facts in cycles:
-        lives[-1].append(facts)
-        if facts["merged"]:
-            lives.append([])
-    return [life for life in lives if life]
-
-
-def _pairs(folder: RunFolder, name: str, life: list[dict[str, Any]]) -> Iterator[Pair]:
-    """What a life added: −B·A as it began, +B·A as it ended. What lies between is in both signs."""
-    yield from (pair for pair in folder.pairs(name, life[:1]) if pair[2] < 0)
-    yield from (pair for pair in folder.pairs(name, life[-1:]) if pair[2] > 0)
-
-
-def _update(pairs: Iterable[Pair]) -> _Update | None:
-    """The sum of scale·B·A, never formed; None where a factor is not finite."""
-    wide = [(B.double() * scale, A.double()) for B, A, scale in pairs]
-    B, A = torch.cat([B for B, _ in wide], dim=1).numpy(), torch.cat([A for _, A in wide]).numpy()
-    unsure = EPS32 * sum(float(B.norm() * A.norm()) for B, A in wide)
-    if not np.isfinite(unsure):
-        return None
-    Q_B, R_B = np.linalg.qr(B)
-    Q_A, R_A = np.linalg.qr(A.T)
-    U, sigma, Vt = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
-    rank = int((sigma > unsure).sum())
-    return _Update({"out": Q_B @ U[:, :rank], "in": Q_A @ Vt[:rank].T}, sigma[:rank])
-
-
-def _cycle_overlap(earlier: _Update | None, later: _Update | None, side: str) -> dict[str, Any]:
-    if earlier is None or later is None:
-        return {}
-    Q, R, sigma = earlier.bases[side], later.bases[side], later.sigma
-    found = {"rank": Q.shape[1], "next_rank": R.shape[1], **_overlap(Q, R), "energy_chance": Q.shape[1] / len(Q)}
-    if len(sigma):
-        weights = np.square(sigma / sigma[0])
-        found["energy"] = min(1.0, float(np.square(Q.T @ R).sum(axis=0) @ weights / weights.sum()))
-    return found
+    return frame([_intruders(matrix, top, epsilon) for matrix in matrices], INTRUDERS)
 
 
 def _delta_overlaps(matrix: "Matrix", other: "Matrix", top: int) -> list[dict[str, Any]]:
-    rows = [_place(matrix) | {"side": side, "top": top} for side in SIDES]
+    rows = [place(matrix) | {"side": side, "top": top} for side in SIDES]
     bases = []
     for one in (matrix, other):
         start, final = one.ends()
@@ -221,12 +139,12 @@ def _delta_overlaps(matrix: "Matrix", other: "Matrix", top: int) -> list[dict[st
             return rows
         bases.append(singular_vectors(delta, top)[::2])
     for row, Q, R in zip(rows, *bases, strict=True):
-        row |= {"rank": Q.shape[1], "other_rank": R.shape[1], **_overlap(Q, R)}
+        row |= {"rank": Q.shape[1], "other_rank": R.shape[1], **overlap(Q, R)}
     return rows
 
 
 def _alignment(matrix: "Matrix", top: int) -> dict[str, Any]:
-    row = _place(matrix) | {"top": top}
+    row = place(matrix) | {"top": top}
     start, final = matrix.ends()
     delta = final - start
     if not bool(start.isfinite().all() and delta.isfinite().all()):
@@ -245,7 +163,7 @@ def _alignment(matrix: "Matrix", top: int) -> dict[str, Any]:
 
 
 def _intruders(matrix: "Matrix", top: int, epsilon: float) -> dict[str, Any]:
-    row = _place(matrix) | {"top": top}
+    row = place(matrix) | {"top": top}
     start, final = matrix.ends()
     if not bool(start.isfinite().all() and final.isfinite().all()):
         return row
@@ -255,8 +173,8 @@ def _intruders(matrix: "Matrix", top: int, epsilon: float) -> dict[str, Any]:
     return row | ({"least_similar": min(1.0, float(most.min()))} if len(most) else {})
 
 
-def _overlap(Q: np.ndarray, R: np.ndarray) -> dict[str, float]:
-    """Of orthonormal bases Q (n, p) and R (n, q); nothing where one of them is empty."""
+def overlap(Q: np.ndarray, R: np.ndarray) -> dict[str, float]:
+    """largest_cosine, overlap and chance of orthonormal bases Q (n, p) and R (n, q); nothing where one is empty."""
     fewer, more = sorted((Q.shape[1], R.shape[1]))
     if not fewer:
         return {}
@@ -280,11 +198,12 @@ def _column_space(X: ArrayLike | Tensor) -> np.ndarray:
     return U[:, sigma > eps * max(W.shape) * sigma[0]]
 
 
-def _place(matrix: "Matrix | sizes.Matrix") -> dict[str, Any]:
+def place(matrix: "Matrix | sizes.Matrix") -> dict[str, Any]:
+    """What identifies a matrix in a row."""
     return dict(zip(MATRIX, (matrix.name, matrix.layer, matrix.role, matrix.rows, matrix.cols), strict=True))
 
 
-def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+def frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """A table in that order of columns: counts as Int64, measures as floats, missing where a row has none."""
     frame = pd.DataFrame(rows, columns=columns)
     measures = [name for name in columns if name not in (*MATRIX, *COUNTS, "cycle", "next_cycle", "side", "top")]

@@ -115,8 +115,8 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = 
 
 
 def spectrum(
-    start: Annotated[str, tyro.conf.Positional],
-    finals: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    start: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="START")],
+    finals: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FINAL ...]")] = (),
     threshold: tyro.conf.UseAppendAction[tuple[float, ...]] = (),
     match: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     role: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
@@ -134,8 +134,8 @@ def spectrum(
 
     Args:
         start: A run folder (its warm_start/), a Hugging Face folder, a safetensors file, or a name on the hub.
-        finals: One or more of the same (of a run folder final/), or PEFT LoRA adapters to START. Default: the run
-            folder START is meant twice.
+        finals: One or more of the same (of a run folder final/), or PEFT LoRA adapters to START. Without one, the
+            run folder START is meant twice.
         threshold: Count singular values below and above this. Can be given more than once. Default: 0.1.
         match: Only matrices whose name fits, like '*.q_proj'. Can be given more than once.
         role: Only matrices of this role, like q. Can be given more than once.

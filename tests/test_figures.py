@@ -12,9 +12,9 @@ from scipy import stats
 from analysis import figures, load_runs, report, tables
 from analysis import spectra as measured
 from analysis.counts import count_singular_values, rank_measures
+from analysis.cycles import cycle_overlaps as overlaps_of
 from analysis.figures import cycle_overlaps, effective_rank, over_training, spectra, spectra_by_layer
 from analysis.naming import ROLES
-from analysis.subspaces import cycle_overlaps as overlaps_of
 from relora_lab import train
 
 FOUR = ["full", "relora", "lora-warm", "lora"]

@@ -10,9 +10,9 @@ from conftest import changed, tiny_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.cycles import cycle_overlaps
 from analysis.subspaces import (
     alignment,
-    cycle_overlaps,
     delta_overlaps,
     intruder_dimensions,
     principal_angles,

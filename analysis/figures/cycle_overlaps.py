@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis.cycles import of_runs
 from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, split
-from analysis.tables.overlaps import of_runs
 
 ORDER = 8
 OPTIONAL = True

@@ -1,13 +1,9 @@
 """Do new factors find the old subspace? Overlap of successive cycles' updates, beside chance (P1 Section 3)."""
 
-from functools import lru_cache
-from pathlib import Path
-
 import pandas as pd
 
+from analysis.cycles import of_runs
 from analysis.statistics import standard_error
-from analysis.subspaces import CYCLES, SIDES, cycle_overlaps
-from relora_lab.runs import RunFolder
 
 ORDER = 7
 OPTIONAL = True
@@ -35,29 +31,3 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 row |= {f"{chance}_{side}": float(by_run[chance].mean())}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """`cycle_overlaps` of all runs, with `label`, `seed`, `run` and `step`, at which the later cycle ended.
-
-    Empty where no run has two factored cycles.
-    """
-    frames = [
-        _of_run(run.path, _state(run.path)).assign(label=run.label, seed=run.seed, run=run.run)
-        for run in runs.itertuples()
-    ]
-    frames = [frame for frame in frames if len(frame)]
-    found = pd.concat(frames) if frames else pd.DataFrame(columns=[*CYCLES, "step", "label", "seed", "run"])
-    return found.astype({"label": runs["label"].dtype, "side": pd.CategoricalDtype(SIDES, ordered=True)})
-
-
-def _state(path: str) -> tuple[tuple[str, int, int], ...]:
-    files = sorted(Path(path).glob("cycles/*"))
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-
-
-@lru_cache(maxsize=256)
-def _of_run(path: str, state: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
-    ends = {facts["cycle"]: facts["end"] for facts in RunFolder(path).cycle_facts()}
-    found = cycle_overlaps(path)
-    return found.assign(step=found["next_cycle"].map(ends))

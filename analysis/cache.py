@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from relora_lab import files
 
 VERSION = 1  # of the numbers: raise it when they change
+_hashes: dict[tuple[object, ...], str] = {}
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,29 @@ class Cache:
             for key in self._added:
                 _store(_folder() / f"{key}.safetensors", self._entries[key])
             self._added.clear()
+            for about, found in list(_hashes.items()):
+                if not _note(about).exists():
+                    _note(about).parent.mkdir(parents=True, exist_ok=True)
+                    files.write_text(_note(about), found)
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, in hex; remembered as long as its size, its times and its place stay the same."""
+    """Hash of a file's content, in hex; remembered as long as its size, its times and its place stay the same.
+
+    In this process, and where a Cache is saved, in the next one.
+    """
     facts = path.stat()
-    about = [str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-    noted = _folder() / "sha256" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    with contextlib.suppress(OSError):
-        return noted.read_text()
-    found = files.sha256(path)
-    with contextlib.suppress(OSError):
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        files.write_text(noted, found)
-    return found
+    about = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+    if about not in _hashes:
+        noted = ""
+        with contextlib.suppress(OSError, ValueError):
+            noted = _note(about).read_text()
+        _hashes[about] = noted if re.fullmatch("[0-9a-f]{64}", noted) else files.sha256(path)
+    return _hashes[about]
+
+
+def _note(about: tuple[object, ...]) -> Path:
+    return _folder() / "sha256" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _folder() -> Path:

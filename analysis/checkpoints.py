@@ -1,7 +1,7 @@
 """The tensors of a checkpoint by name, none of them read yet.
 
 A checkpoint is a run folder, a Hugging Face folder (one safetensors file or several shards), a safetensors file, or
-the name of a model on the Hugging Face hub. Pickles are never opened. A PEFT adapter is in adapters.py.
+the name of a model on the Hugging Face hub. Pickles are never opened. PEFT adapters are read in factors.py.
 """
 
 import json
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,15 +22,15 @@ PICKLES = {".npy", ".npz", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 # u of float32 is its unit roundoff; of the 16-bit ones half of it, just above the noise that was measured.
 ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-12, "BF16": 2.0**-9}
 ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"]
+INDEX = "model.safetensors.index.json"
+NUMBERED = re.compile(r".*-(\d+)-of-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as its file's header tells it, or a matrix of it.
+    """A tensor as its file's header tells it, or a matrix of it; `shape` is that of what `read` gives.
 
-    `part` is the matrix's place in a 3-D tensor; `transposed` says that (in, out) is stored. `shape` is that of
-    what `read` gives.
+    `part` is the matrix's place in a 3-D tensor; `transposed` says that (in, out) is stored.
     """
 
     file: Path
@@ -79,14 +78,9 @@ def locate(path: str | Path) -> Path:
     name = str(path)
     is_name = isinstance(path, str) and ON_THE_HUB.fullmatch(name) and not Path(name.split("/")[0]).exists()
     require(bool(is_name), f"{path}: no such file or folder")
-    from huggingface_hub import snapshot_download  # takes a while to import
-
-    repository, _, revision = name.partition("@")
     try:
-        return Path(
-            snapshot_download(repository, revision=revision or None, allow_patterns=WANTED, ignore_patterns="*/*")
-        )
-    except Exception as error:  # its many kinds have no base of their own
+        return _from_hub(*name.split("@", 1))
+    except Exception as error:  # the hub's many kinds have no base of their own
         raise BadInput(f"{path}: no such file or folder, nor to be had from the hub: {one_line(error)}") from None
 
 
@@ -97,29 +91,31 @@ def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
     whose weights cannot be subtracted.
     """
     path = locate(path)
-    if path.is_file():
-        tensors, shared = header(path)
-        return Checkpoint(path, tensors, shared=shared)
     run = RunFolder(path)
     folder = run.weights(which) if run.started else path
-    config = read_json(folder / "config.json")
+    config = read_json((folder if folder.is_dir() else folder.parent) / "config.json")
     quantised = config.get("quantization_config")
     if quantised is not None:
         kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
         raise BadInput(f"{folder}: is quantised ({kind}), and codes cannot be subtracted; save it dequantised")
-    tensors, shared = {}, {}
+    tensors: dict[str, Stored] = {}
+    shared: dict[str, str] = {}
     for shard in _shards(folder):
         found, aliases = header(shard)
         twice = tensors.keys() & found.keys()
         require(not twice, f"{shard}: tensor '{min(twice, default='')}' is in another shard too")
         tensors |= found
         shared |= aliases
+    factors = min((name for name in tensors if re.search(r"\.lora_[AB]\.", name)), default="")
+    require(not factors, f"{path}: holds factors of an adapter ({factors}); give the adapter's folder, as FINAL")
     return Checkpoint(path, tensors, config, shared, run if run.started else None)
 
 
 def header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """The tensors of a safetensors file by name; and names that save_model left out: whose tensor they share."""
-    require(path.suffix not in PICKLES, f"{path}: pickle files are never loaded; save the model with safetensors")
+    require(
+        path.suffix.lower() not in PICKLES, f"{path}: pickle files are never loaded; save the model with safetensors"
+    )
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -140,29 +136,48 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def wide(*tensors: Tensor) -> list[Tensor]:
-    """All in float32, or in float64 where one is."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return [tensor.to(dtype) for tensor in tensors]
+def _from_hub(repository: str, revision: str | None = None) -> Path:
+    """The local copy of what a model on the hub is made of, and of nothing else that lies beside it."""
+    from huggingface_hub import snapshot_download  # takes a while to import
+
+    def fetched(*patterns: str) -> Path:
+        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns="*/*")
+        return Path(found)
+
+    folder = fetched("config.json", INDEX, "adapter_config.json")
+    named = set(map(str, read_json(folder / INDEX).get("weight_map", {}).values()))
+    fetched(*(named or {"model.safetensors", "adapter_model.safetensors"}))
+    return folder if list(folder.glob("*.safetensors")) else fetched("*.safetensors")
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The model's safetensors files: those that its index names, or model.safetensors, or all there are."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+def _shards(path: Path) -> list[Path]:
+    """A model's safetensors files: model.safetensors, or those that the index names, or all there are."""
+    if path.is_file() or (path / "model.safetensors").exists():
+        return [path if path.is_file() else path / "model.safetensors"]
+    require(path.is_dir(), f"{path}: is neither a file nor a folder")
+    index = read_json(path / INDEX).get("weight_map")
     if index:
-        require(isinstance(index, dict), f"{folder / 'model.safetensors.index.json'}: is damaged (weight_map)")
-        named = sorted({folder / str(name) for name in index.values()})
-        for shard in named:
-            require(shard.parent == folder, f"{folder}: its index names a file elsewhere ({shard})")
-            require(shard.exists(), f"{shard}: is missing, and model.safetensors.index.json names it")
-        return named
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    shards = sorted(folder.glob("*.safetensors"))
+        return _indexed(path, index)
+    shards = sorted(path.glob("*.safetensors"))
     if not shards:
-        pickles = sorted(found.name for found in folder.iterdir() if found.suffix in PICKLES)
+        pickles = sorted(found.name for found in path.iterdir() if found.suffix.lower() in PICKLES)
         because = f"only {pickles[0]}, and pickle files are never loaded" if pickles else "no .safetensors file"
-        raise BadInput(f"{folder}: holds {because}; save the model with safetensors")
+        raise BadInput(f"{path}: holds {because}; save the model with safetensors")
+    for shard in shards:
+        numbers = NUMBERED.fullmatch(shard.name)
+        complete = numbers is None or int(numbers[2]) == len(shards)
+        require(complete, f"{path}: shards are missing: {shard.name} is one of {len(shards)} that are there")
+    return shards
+
+
+def _indexed(folder: Path, index: Any) -> list[Path]:
+    """The shards that an index names, each with the tensors it should hold."""
+    require(isinstance(index, dict), f"{folder / INDEX}: is damaged (weight_map)")
+    shards = sorted({folder / str(file) for file in index.values()})
+    for shard in shards:
+        require(shard.parent == folder, f"{folder}: its index names a file elsewhere ({shard})")
+        require(shard.exists(), f"{shard}: is missing, and {INDEX} names it")
+    held = {shard.name: header(shard)[0] for shard in shards}
+    for name, file in index.items():
+        require(name in held[str(file)], f"{folder}: {INDEX} names {name}, but {file} holds none")
     return shards

@@ -171,14 +171,16 @@ def relative_threshold(spectra: pd.DataFrame, runs: pd.DataFrame, factor: float 
 
 
 def by_role(comparison: Comparison, thresholds: Sequence[float] = (0.1,), *, merges: int = 1) -> pd.DataFrame:
-    """A row a role, and one for all: matrices, largest sigma, rank (its range over matrices), mean effective rank,
-    counts at each τ."""
+    """A row a role, then one of all matrices, "all" (or longer, if a role is called that): matrices, largest sigma,
+    rank (its range over matrices), mean effective rank, counts at each τ."""
     effective = rank_measures(comparison.spectra)
     counts = count_singular_values(comparison.spectra, thresholds)
     ranks = numerical_ranks(comparison, merges=merges)
-    rows = []
-    for role in [*sorted(set(ranks["role"]), key=role_key), "all"]:
-        chosen = ranks["role"] == role if role != "all" else ranks["role"].notna()
+    roles, total, rows = sorted(set(ranks["role"]), key=role_key), "all", []
+    while total in roles:
+        total += " roles"
+    for role in [*roles, total]:
+        chosen = ranks["role"] == role if role != total else ranks["role"].notna()
         mine = counts[counts["matrix"].isin(ranks.loc[chosen, "matrix"])]
         sigma = comparison.spectra.loc[comparison.spectra["matrix"].isin(mine["matrix"]), "sigma"]
         row = {"role": role, "matrices": int(chosen.sum()), "largest σ": sigma.max()}

@@ -9,10 +9,11 @@ from typing import Any
 
 from analysis import cache
 from analysis.checkpoints import Stored, header, read_json
-from relora_lab.errors import require
+from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import Pair, RunFolder
 
-OF_ADAPTER = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
+OF_ADAPTER = re.compile(r"(.+)\.lora_([AB])(\.[^.]+)?\.weight")
+CONFIG = "adapter_config.json"
 TRAINED_WHOLE = re.compile(r"\.modules_to_save(?:\.[^.]+)?\.")
 # Settings of PEFT's LoraConfig under which the adapted weight is not W + scale·B·A of the base model's W.
 NOT_PLAIN = [
@@ -34,11 +35,21 @@ class Factors:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA adapter: `factors` by the module they are added to, `whole` the tensors it replaces, by name."""
+    """A PEFT LoRA adapter: `factors` by the module they are added to, `whole` the tensors it replaces, by name.
+
+    `ends` are the stored factors (B, A) by module, `tensors` counts all it holds.
+    """
 
     path: Path
     factors: Mapping[str, Factors]
+    ends: Mapping[str, tuple[Stored, Stored]]
     whole: Mapping[str, Stored]
+    tensors: int
+
+    def stored_of(self, module: str) -> list[Stored]:
+        """Of what the module's change is made."""
+        whole = self.whole.get(f"{module}.weight")
+        return [*self.ends.get(module, ())] or ([whole] if whole else [])
 
 
 def of_run(run: RunFolder) -> dict[str, Factors]:
@@ -51,7 +62,7 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
     checked = run.status.get("identity_deviation")
     if not cycles or not all(facts["factored"] for facts in cycles) or checked is None or not math.isfinite(checked):
         return {}
-    files = tuple(run.cycle_file(facts) for facts in cycles)
+    files = tuple(file for facts in cycles for file in run.cycle_files(facts))  # factors and scales
     weights = [path for which in ("warm_start", "final") for path in run.weights(which).glob("*.safetensors")]
     for file in [*weights, *files]:
         if not file.exists() or run.manifest.get(file.relative_to(run.path).as_posix()) != cache.sha256(file):
@@ -76,12 +87,12 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
 
 def is_adapter(path: Path) -> bool:
     """Is this the folder of a PEFT adapter?"""
-    return (path / "adapter_config.json").exists()
+    return (path / CONFIG).exists()
 
 
 def of_adapter(path: Path) -> Adapter:
     """A PEFT LoRA adapter, its headers read. Raises BadInput where it is not W + scale·B·A on the base model's W."""
-    settings = read_json(path / "adapter_config.json")
+    settings = read_json(path / CONFIG)
     kind = settings.get("peft_type")
     require(kind == "LORA", f"{path}: is an adapter of type {kind}; of PEFT's only LORA adds known products to W")
     merge = "merge it (merge_and_unload), save the model and compare that"
@@ -97,29 +108,40 @@ def of_adapter(path: Path) -> Adapter:
     pickled = "; adapter_model.bin is a pickle, and never loaded" if file.with_suffix(".bin").exists() else ""
     require(file.exists(), f"{path}: holds no adapter_model.safetensors{pickled}")
     tensors, _ = header(file)
-    ends: dict[str, dict[str, Stored]] = {}
-    whole = {}
+    ends, whole = _parts(file, tensors)
+    factors = {module: _product(settings, path, module, B, A) for module, (B, A) in ends.items()}
+    return Adapter(path, factors, ends, whole, len(tensors))
+
+
+def _parts(file: Path, tensors: Mapping[str, Stored]) -> tuple[dict[str, tuple[Stored, Stored]], dict[str, Stored]]:
+    """An adapter's factors (B, A) of linear maps by module, and the matrices that it has whole by name."""
+    found: dict[str, dict[str, Stored]] = {}
+    whole, adapters = {}, set()
     for name, stored in tensors.items():
         module = name.removeprefix("base_model.model.")
-        if found := OF_ADAPTER.fullmatch(module):
-            ends.setdefault(found[1], {})[found[2]] = stored
-        else:
+        require("lora_magnitude" not in module, f"{file}: {name} is of DoRA, which adds no plain product to W")
+        if (factor := OF_ADAPTER.fullmatch(module)) and len(stored.shape) == 2:
+            found.setdefault(factor[1], {})[factor[2]] = stored
+            adapters.add(factor[3])
+        elif len(stored.shape) == 2:
             whole[TRAINED_WHOLE.sub(".", module)] = stored
-    factors = {}
-    for module, pair in ends.items():
-        require(len(pair) == 2, f"{file}: {module} has lora_{min(pair)} alone")
-        A, B = pair["A"], pair["B"]
-        if len(A.shape) != 2 or len(B.shape) != 2:
-            continue  # of a convolution
-        fits = A.shape[0] == B.shape[1] and A.shape[0] > 0
-        require(fits, f"{file}: {module}: lora_B {B.shape} and lora_A {A.shape} have no product")
-        factors[module] = _product(B, A, _scale(settings, module, A.shape[0]))
-    require(bool(factors), f"{file}: holds no lora_A and lora_B of a linear map")
-    return Adapter(path, factors, whole)
+    require(len(adapters) < 2, f"{file}: holds several adapters; save one by itself")
+    for module, factors in found.items():
+        require(len(factors) == 2, f"{file}: {module} has lora_{min(factors)} alone")
+    require(bool(found), f"{file}: holds no lora_A and lora_B of a linear map")
+    return {module: (factors["B"], factors["A"]) for module, factors in found.items()}, whole
 
 
-def _product(B: Stored, A: Stored, scale: float) -> Factors:
-    return Factors(A.shape[0], (B.shape[0], A.shape[1]), (B.file,), lambda: [(B.read(), A.read(), scale)])
+def _product(settings: Mapping[str, Any], path: Path, module: str, B: Stored, A: Stored) -> Factors:
+    fits = A.shape[0] == B.shape[1] and A.shape[0] > 0
+    require(fits, f"{B.file}: {module}: lora_B {B.shape} and lora_A {A.shape} have no product")
+    try:
+        scale = _scale(settings, module, A.shape[0])
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise BadInput(f"{path / CONFIG}: lora_alpha or alpha_pattern: {one_line(error)}") from None
+    require(math.isfinite(scale), f"{path / CONFIG}: lora_alpha: expected a finite number, got {scale}")
+    files = (B.file, path / CONFIG)  # which has the scale
+    return Factors(A.shape[0], (B.shape[0], A.shape[1]), files, lambda: [(B.read(), A.read(), scale)])
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:

@@ -1,6 +1,7 @@
 """A look at what two models differ by, as text, as JSON, as files: the command `relora-lab spectrum`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import counts, output, parallel, random_matrix, spectra, subspaces
-from analysis.matching import Matrix, open_pair
+from analysis.matching import EVERYTHING, Matched, Matrix, match_models
 from analysis.naming import Selection, role_key
-from analysis.spectra import Comparison, Method
+from analysis.spectra import Comparison
 from analysis.tables import shown
 from relora_lab import files
-from relora_lab.errors import require
+from relora_lab.errors import printable, require
 from relora_lab.runs import RunFolder
 
 TOP = 16  # leading directions
@@ -28,13 +29,11 @@ class Look:
     """Two models' difference, counted at `thresholds`; of one run's two ends also the rank ceiling."""
 
     label: str
-    start: str
-    final: str
+    matched: Matched
     thresholds: tuple[float, ...]
     comparison: Comparison
     matrices: pd.DataFrame  # a row a matrix: shape, rank measures, noise; ceiling, vectors and tail where asked for
     merges: int
-    pairs: list[Matrix]
 
     @property
     def nonfinite(self) -> dict[str, int]:
@@ -49,14 +48,15 @@ class Look:
 
     def as_text(self) -> str:
         """A few lines for a terminal."""
-        ends = f"{self.start} → {self.final}" if self.start != self.final else f"{self.start}: warm_start → final"
+        start, final = self.matched.start, self.matched.final
+        ends = f"{start}: warm_start → final" if self.matched.run else f"{start} → {final}"
         table = counts.by_role(self.comparison, self.thresholds, merges=self.merges)
         return "\n".join(
             [
-                f"ΔW of {len(self.matrices)} matrices, {ends}",
+                printable(f"ΔW of {len(self.matrices)} matrices, {ends}"),
                 shown(table).to_string(index=False),
                 *self._asked_for(),
-                *self._remarks(),
+                *map(printable, self._remarks()),
             ]
         )
 
@@ -65,14 +65,17 @@ class Look:
         asked = [name for name in [*VECTORS, "alpha"] if name in self.matrices]
         roles = sorted(set(self.matrices["role"]), key=role_key)
         means = self.matrices.groupby("role")[asked].mean().loc[roles].reset_index()
-        top = max(_top(matrix) for matrix in self.pairs)
+        top = max(_top(matrix) for matrix in self.matched.matrices)
         of_vectors = f"share of ‖ΔW‖² in W's {top} leading directions, and by chance; intruder dimensions of 10"
         told = [of_vectors] * ("intruders" in asked) + ["power-law exponent alpha of the tail"] * ("alpha" in asked)
         return [f"{'; '.join(told)}; means over matrices:", shown(means).to_string(index=False)] if asked else []
 
     def _remarks(self) -> list[str]:
         matrices, left_out = self.matrices, self.comparison.left_out
-        lines = [f"{left_out} tensors left out (embeddings, head, norms, or not selected)"]
+        lines = [f"{left_out} tensors left out (no linear map of a block, or not selected)"]
+        if self.matched.passed_over:
+            some = ", ".join(self.matched.passed_over[:3])
+            lines.append(f"of them {len(self.matched.passed_over)} in blocks are no matrices that are known: {some}")
         unchanged = int((matrices["frobenius"] == 0).sum())
         if unchanged:
             lines.append(f"{unchanged} of the matrices have not changed at all")
@@ -96,7 +99,8 @@ class Look:
             told = by_matrix[row["matrix"]][["threshold", "below", "above", "total", "ambiguous"]].to_dict("records")
             facts["counts"] = [{name: _plain(value) for name, value in one.items()} for one in told]
             rows.append(facts | {"sigma": [_plain(value) for value in sigmas[row["matrix"]]]})
-        return {"start": self.start, "final": self.final, "left_out": self.comparison.left_out, "matrices": rows}
+        about = {"label": self.label, "start": self.matched.start, "final": self.matched.final}
+        return {**about, "left_out": self.comparison.left_out, "matrices": rows}
 
 
 def at(
@@ -107,62 +111,102 @@ def at(
     *,
     roles: str | Sequence[str] | None = None,
     layers: int | Sequence[int] | None = None,
-    label: str = "ΔW",
+    **options: Any,
+) -> Look:
+    """Compare two models as spectra.compare does; one run folder alone means its two ends. Options as `several`.
+
+    Raises BadInput where `compare` does, and where every ΔW is exactly zero.
+    """
+    [look] = several(
+        start, () if final is None else (final,), thresholds, Selection.of(match, roles, layers), **options
+    )
+    return look
+
+
+def several(
+    start: str | Path,
+    finals: Sequence[str | Path],
+    thresholds: Sequence[float] = (0.1,),
+    selection: Selection = EVERYTHING,
+    *,
     vectors: bool = False,
     tail: bool = False,
-    method: Method = "auto",
-    device: str = "cpu",
-    workers: int | None = None,
-    cache: bool = True,
-) -> Look:
-    """Compare two models as spectra.compare does; one run folder alone means its two ends.
+    **options: Any,
+) -> list[Look]:
+    """A look at each of several models beside the one they began from; without any at the ends of the run `start`.
 
     With `vectors` also how ΔW is aligned with W, and its intruder dimensions (see analysis.subspaces), with `tail`
-    its power-law exponent (analysis.random_matrix). Raises BadInput where `compare` does, and where every ΔW is
-    exactly zero.
+    its power-law exponent (analysis.random_matrix). `options` are those of spectra.compare. Raises BadInput before
+    any work where one of them does not fit, and where every ΔW of one is exactly zero.
     """
-    one_run = final is None
-    final = start if final is None else final
     for tau in thresholds:
         require(0 <= tau < float("inf"), f"--threshold: expected a number ≥ 0, got {tau}")
-    if one_run:
+    if not finals:
         require(RunFolder(start).started, f"{start}: is no run folder; give two checkpoints, START and FINAL")
-    chosen: dict[str, Any] = {"match": match, "roles": roles, "layers": layers}
-    comparison = spectra.compare(
-        start, final, **chosen, method=method, device=device, workers=workers, cache=cache, progress=True
-    )
-    spectra.require_change(comparison, final)
-    merges = counts.merges_since_reference(final) if RunFolder(final).started else 1
+    labels = _labels(finals) if len(finals) > 1 else ["ΔW"]
+    matched = [match_models(start, final, selection) for final in finals or (start,)]
+    looks = []
+    for label, models in zip(labels, matched, strict=True):
+        comparison = spectra.compare_matched(models, progress=_bar(f"spectra of {label}"), **options)
+        spectra.require_change(comparison, models.final)
+        looks.append(_look(label, models, tuple(thresholds), comparison, vectors, tail, options.get("workers")))
+    return looks
+
+
+def _look(
+    label: str,
+    matched: Matched,
+    thresholds: tuple[float, ...],
+    comparison: Comparison,
+    vectors: bool,
+    tail: bool,
+    workers: int | None,
+) -> Look:
+    merges = counts.merges_since_reference(matched.final) if RunFolder(matched.final).started else 1
     ranks = counts.numerical_ranks(comparison, merges=merges)
-    matrices = comparison.matrices.merge(ranks[["matrix", "rank", "floor"]])
     parts = [
+        ranks[["matrix", "rank", "floor"]],
         counts.rank_measures(comparison.spectra, ranks).drop(columns=["numerical_rank", "frobenius_norm"]),
-        random_matrix.marchenko_pastur(comparison.spectra).rename(columns=lambda name: _of_noise(name)),
+        random_matrix.marchenko_pastur(comparison.spectra).rename(columns=_of_noise),
     ]
-    if one_run:
-        parts.append(counts.rank_ceilings(final, comparison.matrices)[["matrix", "ceiling"]])
+    if matched.run:
+        parts.append(counts.rank_ceilings(matched.run.path, comparison.matrices)[["matrix", "ceiling"]])
     if tail:
         parts.append(random_matrix.tail_exponents(comparison.spectra))
-    pairs = open_pair(start, final, Selection.of(match, roles, layers)).matrices
     if vectors:
-        parts.append(_vectors(pairs, workers))
+        found = parallel.each(_of_vectors, matched.matrices, workers=workers, progress=_bar("vectors"))
+        parts.append(pd.concat(found, ignore_index=True))
+    matrices = comparison.matrices
     for part in parts:
         own = [name for name in part.columns if name == "matrix" or name not in matrices.columns]
         matrices = matrices.merge(part[own], on="matrix", how="left")
-    return Look(label, str(start), str(final), tuple(thresholds), comparison, matrices, merges, pairs)
+    return Look(label, matched, thresholds, comparison, matrices, merges)
+
+
+def _labels(finals: Sequence[str | Path]) -> list[str]:
+    """Names of the models, as short as tells them apart. Raises BadInput for one that is given twice."""
+    places = [str(Path(final).resolve()) if Path(final).exists() else str(final) for final in finals]
+    for final, place in zip(finals, places, strict=True):
+        require(places.count(place) == 1, f"{final}: is given twice")
+    names = [Path(place).name for place in places]
+    return [name if names.count(name) == 1 else str(final) for name, final in zip(names, finals, strict=True)]
+
+
+def _bar(name: str) -> str:
+    return name if sys.stderr.isatty() else ""
 
 
 def overlaps(looks: Sequence[Look], workers: int | None = None) -> pd.DataFrame:
     """How far the largest directions of each two ΔW are the same: label, other, then subspaces.delta_overlaps's."""
     found = []
     for one, other in combinations(looks, 2):
-        by_name = {matrix.name: matrix for matrix in other.pairs}
-        both = [(matrix, by_name[matrix.name]) for matrix in one.pairs if matrix.name in by_name]
+        by_name = {matrix.name: matrix for matrix in other.matched.matrices}
+        both = [(matrix, by_name[matrix.name]) for matrix in one.matched.matrices if matrix.name in by_name]
         rows = parallel.each(
             lambda pair: subspaces.delta_overlaps([pair[0]], [pair[1]], _top(pair[0])),
             both,
             workers=workers,
-            progress="overlaps",
+            progress=_bar("overlaps"),
         )
         found += [frame.assign(label=one.label, other=other.label) for frame in rows]
     frame = pd.concat(found, ignore_index=True)
@@ -179,10 +223,14 @@ def as_text(looks: Sequence[Look], overlap: pd.DataFrame | None = None) -> str:
     return "\n\n".join(parts)
 
 
-def as_json(looks: Sequence[Look]) -> str:
-    """One look as an object, several as a list of them."""
+def as_json(looks: Sequence[Look], overlap: pd.DataFrame | None = None) -> str:
+    """One look as an object; several as "finals" of one, with their "overlaps"."""
     tables = [look.as_table() for look in looks]
-    return json.dumps(tables[0] if len(tables) == 1 else tables, indent=1, allow_nan=False, ensure_ascii=False)
+    found: dict[str, Any] = tables[0] if len(tables) == 1 else {"start": looks[0].matched.start, "finals": tables}
+    if overlap is not None:
+        rows = overlap.to_dict("records")
+        found["overlaps"] = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
+    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def write(looks: Sequence[Look], out: Path, overlap: pd.DataFrame | None = None) -> None:
@@ -227,17 +275,12 @@ def _labelled(looks: Sequence[Look], frames: Sequence[pd.DataFrame]) -> pd.DataF
     return frame[["label", *(name for name in frame.columns if name != "label")]]
 
 
-def _vectors(pairs: Sequence[Matrix], workers: int | None) -> pd.DataFrame:
-    found = parallel.each(_of_matrix, pairs, workers=workers, progress="vectors")
-    return pd.concat(found, ignore_index=True)
-
-
 def _top(matrix: Matrix) -> int:
     """How many leading directions are looked at: of a small matrix so few that they are no matter of course."""
     return min(TOP, min(matrix.rows, matrix.cols) // 4 or 1)
 
 
-def _of_matrix(matrix: Matrix) -> pd.DataFrame:
+def _of_vectors(matrix: Matrix) -> pd.DataFrame:
     aligned, intruders = subspaces.alignment([matrix], _top(matrix)), subspaces.intruder_dimensions([matrix])
     return aligned.assign(**{name: intruders[name] for name in ("intruders", "least_similar")})[["matrix", *VECTORS]]
 

@@ -5,7 +5,8 @@ an expert. Embeddings, head, norms and all that is no linear map of a numbered b
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor
 
 from analysis import factors as known
-from analysis.checkpoints import ROUNDING, Checkpoint, Stored, locate, open_checkpoint, wide
+from analysis.checkpoints import ROUNDING, Checkpoint, Stored, locate, open_checkpoint
 from analysis.factors import Adapter, Factors
-from analysis.naming import IN_BLOCK, Place, Selection, choose, module_of
-from analysis.tied import HEAD, has_head, refuse_shared
+from analysis.naming import Place, Selection, choose, in_block, module_of
+from analysis.tied import HEAD, has_head, refuse_copies, refuse_shared
 from relora_lab.errors import BadInput, require
+from relora_lab.runs import RunFolder
 
 EVERYTHING = Selection()
+EXPERTS = re.compile(r"expert|moe|input_linear|output_linear")
 EXPERTS_IN_OUT = {"aria", "aria_text", "gpt_oss", "llama4", "llama4_text", "openai_privacy_filter"}
 
 
@@ -66,8 +69,9 @@ class Matrix:
         if self.final is None:
             start = self.start.read().double()
             return start, start + self.delta()
-        start, final = wide(self.start.read(), self.final.read())
-        return start, final
+        start, final = self.start.read(), self.final.read()
+        dtype = torch.promote_types(torch.promote_types(start.dtype, final.dtype), torch.float32)
+        return start.to(dtype), final.to(dtype)
 
     def delta(self) -> Tensor:
         """ΔW (rows, cols): the difference in the dtype of `ends`, or in float64 the sum of an adapter's products."""
@@ -82,20 +86,28 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two models' matrices, in the order of the model; `left_out` counts the final one's tensors not among them."""
+class Matched:
+    """The matrices that two models share, in the order of the model.
 
+    `left_out` counts the tensors of the final model (of an adapter: its own and its base's) that are not among
+    them; `passed_over` names those of more dimensions in blocks. `run` is there where both ends are one run's.
+    """
+
+    start: str
+    final: str
     matrices: list[Matrix]
     left_out: int
+    passed_over: list[str]
+    run: RunFolder | None = None
 
 
-def open_pair(start: str | Path, final: str | Path, selection: Selection = EVERYTHING) -> Pair:
+def match_models(start: str | Path, final: str | Path, selection: Selection = EVERYTHING) -> Matched:
     """The matrices to compare of two models: run folders (warm_start/ of `start`, final/ of `final`), Hugging Face
     folders, files, hub names; or of a model and a PEFT LoRA adapter to it.
 
-    Only headers are read. Raises BadInput, naming the matrix, where a selected one is missing from one side, has
-    another shape there, is stored in a format that cannot be subtracted, or is shared with another; and where
-    nothing is selected.
+    Only headers are read (and embeddings or head, where they are chosen). Raises BadInput, naming the matrix, where a
+    selected one is missing from one side, has another shape there, is stored in a format that cannot be subtracted,
+    or is shared with another; and where nothing is selected.
     """
     start_path, final_path = locate(start), locate(final)
     require(
@@ -106,42 +118,70 @@ def open_pair(start: str | Path, final: str | Path, selection: Selection = EVERY
     if known.is_adapter(final_path):
         return _of_adapter(first, known.of_adapter(final_path), selection)
     second = open_checkpoint(final_path, "final")
-    here, there = _aligned(_matrices(first), _matrices(second))
+    layout = _layout(first, second)
+    here, there = _aligned(_matrices(first, layout), _matrices(second, layout))
     chosen = _chosen([*here, *there], selection, second)
     _refuse_missing(first, here, second, there, chosen)
     _refuse_shapes(first, second, {name: (here[name].shape, there[name].shape) for name in chosen})
     for side, tensors in ((first, here), (second, there)):
-        _refuse_codes(side, [tensors[name] for name in chosen])
+        _refuse_codes(side.path, [tensors[name] for name in chosen])
         refuse_shared(side, [tensors[name] for name in chosen])
-    one_run = first.run and second.run and first.path.resolve() == second.path.resolve()
-    products = known.of_run(first.run) if first.run and one_run else {}
+    refuse_copies(first, second, [(here[name], there[name]) for name in chosen])
+    run = first.run if second.run and first.path.resolve() == second.path.resolve() else None
+    products = known.of_run(run) if run else {}
     matrices = [
         Matrix(module, layer, role, here[name], there[name], products.get(module))
         for name, (module, layer, role) in chosen.items()
     ]
-    return Pair(matrices, len(second.tensors) - len({there[name].name for name in chosen}))
+    used = {there[name].name for name in chosen}
+    return Matched(str(start), str(final), matrices, len(second.tensors) - len(used), _passed_over(second, used), run)
 
 
 # ---- what a checkpoint holds
 
 
-def _matrices(checkpoint: Checkpoint) -> dict[str, Stored]:
+@dataclass(frozen=True)
+class _Layout:
+    """What is stored (in, out): Conv1D's weights (as GPT-2's), experts in one tensor."""
+
+    conv1d: bool
+    experts: bool
+
+
+def _layout(*sides: Checkpoint) -> _Layout:
+    """Of both sides alike: a part of a model tells less than the whole.
+
+    A fused or widening map is higher than wide as (out, in), so where it is wide it is Conv1D's.
+    """
+    tensors = [stored for side in sides for stored in side.tensors.values()]
+    widening = [stored.shape for stored in tensors if re.search(r"\.(c_attn|c_fc)\.weight$", stored.name)]
+    kinds = {_model_type(side.config) for side in sides}
+    return _Layout(any(len(s) == 2 and s[1] > s[0] for s in widening), bool(kinds & EXPERTS_IN_OUT))
+
+
+def _matrices(checkpoint: Checkpoint, layout: _Layout) -> dict[str, Stored]:
     """Every matrix of a checkpoint by name, as (out, in)."""
-    conv1d = any(
-        n.endswith("c_attn.weight") and s.shape[1:] == (3 * s.shape[0],) for n, s in checkpoint.tensors.items()
-    )
     found = {}
     for name, stored in checkpoint.tensors.items():
         if 0 in stored.shape or name.endswith("bias"):
             continue
         if len(stored.shape) == 2:
-            turned = conv1d and bool(re.search(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$", name))
+            turned = layout.conv1d and bool(re.search(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$", name))
             found[name] = stored.matrix(transposed=turned)
-        elif len(stored.shape) == 3 and "expert" in name:
-            turned = _model_type(checkpoint.config) in EXPERTS_IN_OUT
+        elif len(stored.shape) == 3 and EXPERTS.search(name):
+            path, _, last = module_of(name).rpartition(".")
             for part in range(stored.shape[0]):
-                found[f"{module_of(name)}.{part}"] = stored.matrix(part=part, transposed=turned)
+                found[f"{path}.{part}.{last}"] = stored.matrix(part=part, transposed=layout.experts)
     return found
+
+
+def _passed_over(checkpoint: Checkpoint, used: Set[str]) -> list[str]:
+    """Tensors of blocks that might hold weights, but are no matrix that is known."""
+    return [
+        name
+        for name, stored in checkpoint.tensors.items()
+        if len(stored.shape) > 2 and name not in used and in_block(name) and not name.endswith("bias")
+    ]
 
 
 def _aligned(here: dict[str, Stored], there: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
@@ -158,7 +198,7 @@ def _aligned(here: dict[str, Stored], there: dict[str, Stored]) -> tuple[dict[st
 
 def _beginning(shorter: Iterable[str], longer: Iterable[str]) -> str:
     """What the names of `longer` have before those of `shorter`, or nothing."""
-    for name in islice(filter(IN_BLOCK.search, shorter), 10):
+    for name in islice(filter(in_block, shorter), 10):
         for other in longer:
             if other.endswith(f".{name}"):
                 return other.removesuffix(name)
@@ -179,6 +219,9 @@ def _chosen(names: Iterable[str], selection: Selection, final: Checkpoint) -> di
     tied = any(HEAD.search(f"{module_of(glob).removeprefix('*.')}.weight") for glob in selection.match)
     hint += "; the head is tied to the embeddings and not stored" if tied and not has_head(final) else ""
     require(bool(chosen), f"{final.path}: no matrix is selected{hint}")
+    modules = Counter(module for module, _, _ in chosen.values())
+    twice = [module for module, times in modules.items() if times > 1]
+    require(not twice, f"{final.path}: {_and_more(twice)} and {_and_more(twice)}.weight are both there; select one")
     return chosen
 
 
@@ -205,39 +248,41 @@ def _refuse_shapes(
         raise BadInput(f"{first.path}: {other[0]} is {here}, but {there} in {second.path}{also}")
 
 
-def _refuse_codes(side: Checkpoint, chosen: Iterable[Stored]) -> None:
+def _refuse_codes(path: Path, chosen: Iterable[Stored]) -> None:
     for stored in chosen:
         fine = stored.dtype in ROUNDING
-        require(fine, f"{side.path}: {stored.name} is stored as {stored.dtype}, which cannot be subtracted")
+        require(fine, f"{path}: {stored.name} is stored as {stored.dtype}, which cannot be subtracted")
 
 
 # ---- adapters
 
 
-def _of_adapter(base: Checkpoint, adapter: Adapter, selection: Selection) -> Pair:
-    here = _matrices(base)
-    whole = {name: stored for name, stored in adapter.whole.items() if len(stored.shape) == 2}
+def _of_adapter(base: Checkpoint, adapter: Adapter, selection: Selection) -> Matched:
+    here = _matrices(base, _layout(base))
     changed = [f"{module}.weight" for module in adapter.factors]
-    beginning = "" if any(name in here for name in changed) else _beginning(here, changed) or ""
+    beginning = "" if any(name in here for name in changed) else _beginning(here, changed)
     here = {f"{beginning}{name}": stored for name, stored in here.items()}
     unknown = [name for name in changed if name not in here]
     require(not unknown, f"{base.path}: has no {_and_more(unknown)}, which the adapter {adapter.path} changes")
-    chosen = _chosen([name for name in here if name in changed or name in whole], selection, base)
+    chosen = _chosen([name for name in here if name in changed or name in adapter.whole], selection, base)
     matrices = []
     for name, (module, layer, role) in chosen.items():
-        factors = adapter.factors.get(module_of(name))
-        start, final = here[name], None if factors else whole[name]
-        shape = factors.shape if factors else whole[name].shape
-        if start.shape != shape and start.shape[::-1] == shape and factors:  # fan_in_fan_out
+        factors, whole = adapter.factors.get(module), adapter.whole.get(name)
+        shape, start = factors.shape if factors else whole.shape if whole else (), here[name]
+        if factors and start.shape != shape and start.shape[::-1] == shape:  # fan_in_fan_out
             start = base.tensors[start.name].matrix(transposed=not start.transposed)
-        require(
-            start.shape == shape,
-            f"{base.path}: {name} is {_by(start.shape)}, but {_by(shape)} for the adapter {adapter.path}",
-        )
-        matrices.append(Matrix(module, layer, role, start, final, factors))
-    _refuse_codes(base, [matrix.start for matrix in matrices])
-    refuse_shared(base, [matrix.start for matrix in matrices])
-    return Pair(matrices, len(base.tensors) - len(matrices))
+        fits = start.shape == shape
+        require(fits, f"{base.path}: {name} is {_by(start.shape)}, but {_by(shape)} for the adapter {adapter.path}")
+        matrices.append(Matrix(module, layer, role, start, None if factors else whole, factors))
+    starts = [matrix.start for matrix in matrices]
+    refuse_shared(base, starts)
+    _refuse_codes(base.path, starts)
+    _refuse_codes(adapter.path, [stored for matrix in matrices for stored in adapter.stored_of(matrix.name)])
+    left_out = (
+        len(base.tensors) - len(matrices) + adapter.tensors - sum(len(adapter.stored_of(m.name)) for m in matrices)
+    )
+    used = {start.name for start in starts}
+    return Matched(str(base.path), str(adapter.path), matrices, left_out, _passed_over(base, used))
 
 
 # ---- words

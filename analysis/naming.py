@@ -9,8 +9,9 @@ from typing import Any
 from relora_lab.errors import require
 
 ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
-IN_BLOCK = re.compile(r"(^|\.)\d+\.")
-NO_LINEAR_MAP = re.compile(r"embed|relative|position|rotary")
+SYNONYMS = {"q": "query", "k": "key", "v": "value"}
+BLOCK = re.compile(r"(?:^|[._])([0-9]{1,9})(?=\.)")  # layers.3., encoder_layer_3.
+NO_LINEAR_MAP = re.compile(r"(^|_)(embed|relative|pos|position|rotary)")
 Place = tuple[str, int, str]  # module, layer, role
 
 
@@ -47,21 +48,28 @@ def layers_of(texts: Iterable[str]) -> list[int]:
     """The layers that "3" and "0-3" name. Raises BadInput for other text."""
     found: list[int] = []
     for text in texts:
-        ends = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
-        require(ends is not None, f"--layer: expected a number or a range like 0-3, got {text}")
-        assert ends is not None
-        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        ends = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        require(first <= last < first + 10_000, f"--layer: expected a number or a range like 0-3, got {text}")
+        found += range(first, last + 1)
     return found
 
 
 def role_key(role: str) -> tuple[int, str]:
-    """Sorts roles as a block runs them: q, k, v, o, gate, up, down, then others by name."""
-    return ROLES.index(role) if role in ROLES else len(ROLES), role
+    """Sorts roles as a block runs them: q, k, v, o, gate, up, down (and query, key, value), then others by name."""
+    known = [*ROLES, *SYNONYMS.values()]
+    order = [*range(len(ROLES)), *(ROLES.index(short) for short in SYNONYMS)]
+    return order[known.index(role)] if role in known else len(ROLES), role
 
 
 def module_of(name: str) -> str:
     """The module that has the weight of that name."""
     return name.removesuffix(".weight")
+
+
+def in_block(name: str) -> bool:
+    """Is this in a numbered block?"""
+    return bool(BLOCK.search(name))
 
 
 def choose(names: Iterable[str], selection: Selection) -> dict[str, Place]:
@@ -78,7 +86,7 @@ def choose(names: Iterable[str], selection: Selection) -> dict[str, Place]:
 
 def _fits(name: str, globs: Sequence[str]) -> bool:
     if not globs:
-        return bool(IN_BLOCK.search(name)) and not NO_LINEAR_MAP.search(name)
+        return in_block(name) and not NO_LINEAR_MAP.search(module_of(name).rpartition(".")[2])
     return any(fnmatch.fnmatchcase(known_as, glob) for glob in globs for known_as in (name, module_of(name)))
 
 
@@ -90,13 +98,23 @@ def _is_at(place: Place, selection: Selection) -> bool:
 
 def _places(names: Sequence[str]) -> list[Place]:
     modules = [module_of(name) for name in names]
-    paths = {module: tuple(part for part in module.split(".") if not part.isdigit()) for module in modules}
+    blocks = {module: BLOCK.search(f"{module}.") for module in modules}
+    paths = {module: _kind(module, blocks[module]) for module in modules}
     by_role: dict[str, set[tuple[str, ...]]] = {}
     for path in paths.values():
         by_role.setdefault(_role(path[-1]), set()).add(path)
-    numbers = [re.search(r"(?:^|\.)(\d+)(?=\.|$)", module) for module in modules]
     roles = [_told_apart(paths[module], by_role[_role(paths[module][-1])]) for module in modules]
-    return [(m, int(n[1]) if n else -1, role) for m, n, role in zip(modules, numbers, roles, strict=True)]
+    layers = [int(found[1]) if (found := blocks[module]) else -1 for module in modules]
+    return list(zip(modules, layers, roles, strict=True))
+
+
+def _kind(module: str, block: re.Match[str] | None) -> tuple[str, ...]:
+    """The path without block and expert numbers; one at its end (mlp.0, mlp.2) makes a kind with what is before."""
+    if block:
+        module = module[: block.start(1)].rstrip("._") + module[block.end(1) :]
+    *path, last = module.split(".")
+    path = [part for part in path if not re.fullmatch("[0-9]+", part)]
+    return (*path[:-1], f"{path[-1]}.{last}") if path and re.fullmatch("[0-9]+", last) else (*path, last)
 
 
 def _told_apart(path: tuple[str, ...], kinds: set[tuple[str, ...]]) -> str:
@@ -121,4 +139,4 @@ def _role(last: str) -> str:
 
 def _order(name: str, place: Place) -> tuple[Any, ...]:
     _, layer, role = place
-    return layer, role_key(role), [int(p) if p.isdigit() else -1 for p in name.split(".")], name
+    return layer, role_key(role), [int(part) for part in re.findall(r"[0-9]{1,9}", name)], name

@@ -158,14 +158,7 @@ def _write_files(part: Part, out: Path) -> None:
         files.write_text(folder / f"{part.name}.tex", _latex(part.shown))
     if part.figure:
         for suffix in ("png", "pdf"):
-            with files.new_file(folder / f"{part.name}.{suffix}") as writing:
-                writing.write_bytes(_drawn(part.figure, suffix))
-
-
-def _drawn(figure: figures.Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figures.save(figure, buffer, kind)
-    return buffer.getvalue()
+            figures.save(part.figure, folder / f"{part.name}.{suffix}")
 
 
 def _latex(shown: pd.DataFrame) -> str:
@@ -217,7 +210,9 @@ def _for_page(part: Part) -> dict[str, Any]:
         "columns": [],
     }
     if part.figure:
-        svg = base64.b64encode(_drawn(part.figure, "svg")).decode()
+        buffer = io.BytesIO()
+        figures.save(part.figure, buffer, "svg")
+        svg = base64.b64encode(buffer.getvalue()).decode()
         return about | {"svg": svg, "width": round(part.figure.get_figwidth() * CSS_PIXELS)}
     if part.shown is None:
         return about

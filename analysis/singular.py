@@ -13,6 +13,7 @@ NATIVE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 CHUNK = 2**22  # entries of a matrix that are widened to float64 at a time
 WORTHWHILE = 0.6  # of the smaller side: factors of a higher total rank take longer than their product
 SAFE = 1e-100  # squares of larger numbers do not vanish, of smaller than its inverse do not overflow
+SAFE_SQUARE = 1e-25  # sums of squares that float32 holds without losing any to its ends
 CANCELLED = 30.0  # ‖B‖²‖A‖² beyond so many σ₁² loses digits in Gram matrices
 
 
@@ -111,6 +112,17 @@ def factored_singular_values(
     return found * units[0] * units[1] * units[2]
 
 
+def frobenius(W: Tensor) -> float:
+    """‖W‖_F, of float32 and narrower in the dtype's own squares where those are safe. Raises NotFinite."""
+    square = sum(float(torch.dot(part, part)) for part in W.reshape(-1).split(2**16))
+    if SAFE_SQUARE < square < 1 / SAFE_SQUARE:
+        return math.sqrt(square)
+    scale = power_of_two(W)
+    return scale * math.sqrt(
+        sum(float((part.double() / scale).square().sum()) for part in W.reshape(-1).split(2**16))
+    )
+
+
 def worthwhile(rank: int, rows: int, cols: int) -> bool:
     """Is the spectrum of a sum of products of that total rank sooner had from its factors?"""
     return rank <= WORTHWHILE * min(rows, cols)
@@ -135,7 +147,7 @@ def _of_product(B: np.ndarray, A: np.ndarray) -> np.ndarray:
     try:
         L = np.linalg.cholesky(BB)
         squares = eigenvalues(L.T @ AA @ L)
-        if _norm(BB) * _norm(AA) <= CANCELLED * squares[0]:
+        if _spectral_norm(BB) * _spectral_norm(AA) <= CANCELLED * squares[0]:
             return np.sqrt(squares)
     except np.linalg.LinAlgError:
         pass  # columns of B depend on one another
@@ -144,7 +156,7 @@ def _of_product(B: np.ndarray, A: np.ndarray) -> np.ndarray:
     return np.linalg.svd(R_B @ R_A.T, compute_uv=False)
 
 
-def _norm(symmetric: np.ndarray) -> float:
+def _spectral_norm(symmetric: np.ndarray) -> float:
     """The spectral norm, or up to k^(1/8) times as much."""
     square = symmetric @ symmetric
     return float(np.linalg.norm(square @ square) ** 0.25)

@@ -1,6 +1,5 @@
 """Singular values of ΔW = W_final − W_start, for every matrix that two models share."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,9 +12,9 @@ import torch
 
 from analysis import parallel
 from analysis.cache import Cache, Measured, sha256
-from analysis.matching import Matrix, Pair, open_pair
+from analysis.matching import Matched, Matrix, match_models
 from analysis.naming import Selection
-from analysis.singular import NotFinite, factored_singular_values, singular_values, worthwhile
+from analysis.singular import NotFinite, factored_singular_values, frobenius, singular_values, worthwhile
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import RunFolder
 
@@ -83,14 +82,29 @@ def compare(
     are cores), each by one thread, and so many are in memory. With `cache` a second look at the same files computes
     nothing. A matrix with non-finite entries is marked and left out. Raises BadInput where the two do not fit.
     """
+    matched = match_models(start, final, Selection.of(match, roles, layers))
+    return compare_matched(
+        matched, method=method, device=device, workers=workers, cache=cache, progress="spectra" if progress else ""
+    )
+
+
+def compare_matched(
+    matched: Matched,
+    *,
+    method: Method = "auto",
+    device: str = "cpu",
+    workers: int | None = None,
+    cache: bool = True,
+    progress: str = "",
+) -> Comparison:
+    """`compare` of two models whose matrices are matched already; `progress` names the bar."""
     _check_device(device)
     require(method in ("auto", "gram", "svd"), f"--method: must be auto, gram or svd (got {method!r})")
-    pair = open_pair(start, final, Selection.of(match, roles, layers))
-    bar = "spectra" if progress else ""
-    measured = _measured(pair, method, device, workers, cache, bar)
-    _refuse_copies(pair.matrices, measured)
-    matrices = pd.DataFrame([_facts(matrix, found) for matrix, found in zip(pair.matrices, measured, strict=True)])
-    return Comparison(_rows(matrices, [found.sigma for found in measured]), matrices, pair.left_out)
+    measured = _measured(matched.matrices, method, device, workers, cache, progress)
+    _refuse_copies(matched.matrices, measured)
+    facts = [_facts(matrix, found) for matrix, found in zip(matched.matrices, measured, strict=True)]
+    matrices = pd.DataFrame(facts)
+    return Comparison(_rows(matrices, [found.sigma for found in measured]), matrices, matched.left_out)
 
 
 def of_run(run: str | Path) -> Comparison:
@@ -137,23 +151,23 @@ def _of_run(path: Path, weights: tuple[tuple[int, int], ...]) -> Comparison:  # 
 
 def _check_device(device: str) -> None:
     try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise BadInput(f"--device {device}: cannot compute in float64 here ({one_line(error)})") from None
 
 
 def _measured(
-    pair: Pair, method: Method, device: str, workers: int | None, cached: bool, progress: str
+    matrices: Sequence[Matrix], method: Method, device: str, workers: int | None, cached: bool, progress: str
 ) -> list[Measured]:
     """What is known of each matrix, from the cache or its files."""
     cache = Cache() if cached else None
     if cache:
-        files = list(dict.fromkeys(file for matrix in pair.matrices for file in matrix.files))
+        files = list(dict.fromkeys(file for matrix in matrices for file in matrix.files))
         parallel.each(sha256, files, workers=workers, progress=f"{progress}: files" if progress else "", unit="file")
     try:
         return parallel.each(
             partial(_of_matrix, method=method, device=device, cache=cache),
-            pair.matrices,
+            matrices,
             workers=workers,
             progress=progress,
         )
@@ -187,9 +201,10 @@ def _of_factors(matrix: Matrix, method: Method) -> Measured:
 
 def _of_weights(matrix: Matrix, method: Method, device: str) -> Measured:
     start, final = matrix.ends()
-    delta, rms = final - start, _norm(final) / final.numel() ** 0.5
-    del start, final
+    delta = final - start
     try:
+        rms = frobenius(final) / final.numel() ** 0.5
+        del start, final
         sigma = singular_values(delta.to(device), "svd" if method == "svd" else "gram")
     except NotFinite:
         return _not_finite(matrix, "weights", int((~torch.isfinite(delta)).sum()))
@@ -200,14 +215,12 @@ def _of_weights(matrix: Matrix, method: Method, device: str) -> Measured:
 
 def _refuse_turned(matrix: Matrix, change: float) -> None:
     """Raise BadInput if one W is nearly the other's transpose: no shape tells that of a square matrix."""
+    assert matrix.final is not None
     start, final = matrix.ends()
-    turned = _norm(final - start.T)
-    require(turned > change / 2, f"{matrix.name}: is transposed in one of the two: Wᵀ is what the other has")
-
-
-def _norm(W: torch.Tensor) -> float:
-    """‖W‖_F, summed in float64 over pieces of 64 Ki entries."""
-    return math.sqrt(sum(float(torch.dot(part, part)) for part in W.reshape(-1).split(2**16)))
+    require(
+        frobenius(final - start.T) > change / 2,
+        f"{matrix.final.file}: {matrix.name} is nearly the transpose of what {matrix.start.file} holds",
+    )
 
 
 def _refuse_copies(matrices: Sequence[Matrix], measured: Sequence[Measured]) -> None:

@@ -150,39 +150,31 @@ def spectrum(
         cache: Remember what was measured, so that a second look is immediate.
     """
     from analysis import look, output
-    from analysis.naming import layers_of
+    from analysis.naming import Selection, layers_of
 
     if out is not None:
         output.check(out)
-    layers = layers_of(layer)
-    names = [Path(final).name for final in finals]
-    labels = [name if names.count(name) == 1 else final for name, final in zip(names, finals, strict=True)]
-    looks = [
-        look.at(
-            start,
-            final,
-            threshold or (0.1,),
-            match,
-            roles=role,
-            layers=layers,
-            label=label,
-            vectors=vectors,
-            tail=tail,
-            method=method,
-            device=device,
-            workers=workers,
-            cache=cache,
-        )
-        for final, label in zip(finals or (None,), labels or ("ΔW",), strict=True)
-    ]
+    looks = look.several(
+        start,
+        finals,
+        threshold or (0.1,),
+        Selection(match, role, tuple(layers_of(layer))),
+        vectors=vectors,
+        tail=tail,
+        method=method,
+        device=device,
+        workers=workers,
+        cache=cache,
+    )
     common = look.overlaps(looks, workers) if vectors and len(looks) > 1 else None
-    print(look.as_json(looks) if json else look.as_text(looks, common))
+    print(look.as_json(looks, common) if json else look.as_text(looks, common))
     if out is not None:
         look.write(looks, out, common)
         _say(f"written to {out}")
-    broken = {name: count for found in looks for name, count in found.nonfinite.items()}
-    for name, count in broken.items():
-        _say(f"{name}: {count} non-finite values; marked and left out")
+    broken = {(found.label, name): count for found in looks for name, count in found.nonfinite.items()}
+    for (label, name), count in broken.items():
+        which = f"{label}: {name}" if len(looks) > 1 else name
+        _say(f"{which}: {count} non-finite values; marked and left out")
     return PARTIAL if broken else DONE
 
 

@@ -5,7 +5,7 @@ class BadInput(ValueError):
     """A setting, file or folder the user gave cannot be used (exit 2). One line, whatever text it quotes."""
 
     def __init__(self, message: str) -> None:
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        shown = printable(message)
         super().__init__(shown if len(shown) <= 500 else f"{shown[:250]} … {shown[-240:]}")
 
 
@@ -22,6 +22,11 @@ class Interrupted(Exception):
 
     def __str__(self) -> str:
         return f"stopped by signal {self.signum} {self.message}"
+
+
+def printable(text: str) -> str:
+    """Foreign text on one line, with escapes for what a terminal might obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def one_line(error: Exception) -> str:

@@ -292,14 +292,15 @@ class RunFolder:
     def pairs(self, matrix: str, cycles: list[dict[str, Any]]) -> Iterator[Pair]:
         """Signed factor pairs of one matrix over `cycles` (from cycle_facts), one at a time from the files."""
         for facts in cycles:
-            with safe_open(self.cycle_file(facts), "pt") as file:
+            with safe_open(self.cycle_files(facts)[0], "pt") as file:
                 for key, scale in facts["scales"].items():
                     if key.rpartition(".")[0] == matrix:
                         yield file.get_tensor(f"{key}.B"), file.get_tensor(f"{key}.A"), scale
 
-    def cycle_file(self, facts: Mapping[str, Any]) -> Path:
-        """Where the factor pairs of a cycle (from cycle_facts) are."""
-        return self.path / "cycles" / f"{facts['cycle']:04d}.safetensors"
+    def cycle_files(self, facts: Mapping[str, Any]) -> tuple[Path, Path]:
+        """Where the factor pairs of a cycle (from cycle_facts) are, and its facts."""
+        pairs = self.path / "cycles" / f"{facts['cycle']:04d}.safetensors"
+        return pairs, pairs.with_suffix(".json")
 
     # ---- manifest
 

@@ -15,6 +15,7 @@ from analysis.spectra import compare
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("RELORA_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_hashes", {})
     return tmp_path / "cache"
 
 
@@ -100,6 +101,33 @@ def test_a_damaged_or_forbidden_cache_is_none(ends, folder, monkeypatch, tmp_pat
     monkeypatch.setenv("RELORA_LAB_CACHE", str(tmp_path / "file" / "below"))
     same(compare(*ends), first)
     assert not list(folder.glob(".*"))
+
+
+def test_a_file_is_hashed_once_even_where_nothing_can_be_written(ends, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RELORA_LAB_CACHE", str(tmp_path / "file" / "below"))
+    hashed, original = [], cache.files.sha256
+    monkeypatch.setattr(cache.files, "sha256", lambda path: hashed.append(path) or original(path))
+    compare(*ends)
+    compare(*ends)
+    assert sorted(hashed) == sorted(ends)
+
+
+def test_a_damaged_note_of_a_hash_is_none(ends, folder, monkeypatch):
+    first = compare(*ends)
+    notes = list((folder / "sha256").iterdir())
+    assert len(notes) == 2
+    for content in (b"", b"\xff\xfe", b"0" * 63):
+        for note in notes:
+            note.write_bytes(content)
+        monkeypatch.setattr(cache, "_hashes", {})  # as another process
+        same(compare(*ends), first)
+        assert cache.sha256(ends[0]) == cache.files.sha256(ends[0])
+
+
+def test_without_it_nothing_is_written(ends, folder):
+    compare(*ends, cache=False)
+    assert not folder.exists()
 
 
 def test_its_place_is_the_users_cache_folder(ends, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from analysis.counts import count_singular_values, numerical_ranks, rank_measures
+from analysis.counts import by_role, count_singular_values, numerical_ranks, rank_measures
 from analysis.figures import spectra as histogram
 from analysis.singular import singular_values
 
@@ -223,6 +223,23 @@ def test_rounding_of_weights_is_no_part_of_the_floor_of_a_sum_of_products():
         ranks = numerical_ranks(SimpleNamespace(spectra=frame, matrices=matrices))
         assert ranks["rank"].tolist() == [1, 2]
         assert ranks["floor"].iloc[1] == np.finfo(np.float32).eps * 99
+
+
+@pytest.mark.parametrize("names", [["q", "gate", "q"], ["all", "q", "all"], ["all", "all roles", "z"]])
+def test_the_last_row_of_roles_is_all_matrices_whatever_a_role_is_called(names):
+    frame = spectrum([1.0, 0.01], [2.0, 1.0], [3.0, 0.02])
+    frame["role"] = [names[number] for number in frame["layer"]]
+    matrices = frame.drop_duplicates("matrix").assign(dtype="F32", nonfinite=0, source="factors", rms=np.nan)
+    table = by_role(SimpleNamespace(spectra=frame, matrices=matrices))
+    assert table["role"].is_unique
+    assert set(table["role"][:-1]) == set(names)
+    for _, row in table.iterrows():
+        mine = frame[frame["role"] == row["role"]] if row["role"] in names else frame
+        assert row["matrices"] == mine["matrix"].nunique()
+        assert row["largest σ"] == mine["sigma"].max()
+        assert (row["< 0.1"], row["≥ 0.1"]) == ((mine["sigma"] < 0.1).sum(), (mine["sigma"] >= 0.1).sum())
+    assert table["matrices"].tolist()[-1] == 3
+    assert names[0] == "all" or table["role"].tolist()[-1] == "all"
 
 
 @given(sigmas)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from analysis import look
-from analysis.matching import Selection, open_pair
+from analysis.matching import match_models
+from analysis.naming import Selection
 from analysis.spectra import compare, factored_singular_values, singular_values
 from relora_lab.errors import BadInput
 
@@ -161,7 +162,9 @@ def test_an_adapter_is_what_peft_merges(base, tmp_path, case):
     changed = others.loc[others["frobenius"] > 0, "matrix"].tolist()
     assert changed == found.matrices["matrix"].tolist()
     for one, other in zip(
-        open_pair(base, adapter).matrices, open_pair(base, merged, Selection(tuple(changed))).matrices, strict=True
+        match_models(base, adapter).matrices,
+        match_models(base, merged, Selection(tuple(changed))).matrices,
+        strict=True,
     ):
         torch.testing.assert_close(one.delta().float(), other.delta(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.ends()[1].float(), other.ends()[1], rtol=1e-4, atol=1e-5)
@@ -237,6 +240,41 @@ def test_what_is_no_plain_product_is_refused_by_name(base, tmp_path):
         BadInput, match=r"no adapter_model\.safetensors; adapter_model\.bin is a pickle, and never loaded"
     ):
         compare(base, adapter)
+
+
+def test_another_alpha_is_another_change_also_from_the_cache(base, tmp_path):
+    adapter, _ = adapt(base, tmp_path, **ADAPTERS["plain"])
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    first = compare(base, adapter).spectra["sigma"]
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 4 * settings["lora_alpha"]}))
+    np.testing.assert_allclose(compare(base, adapter).spectra["sigma"], 4 * first, rtol=1e-12)
+    for change, message in [
+        ({"lora_alpha": "many"}, "lora_alpha or alpha_pattern"),
+        ({"alpha_pattern": ["q_proj"]}, "lora_alpha or alpha_pattern"),
+        ({"alpha_pattern": {"(": 3}}, "lora_alpha or alpha_pattern"),
+        ({"lora_alpha": float("nan")}, "expected a finite number"),
+    ]:
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(BadInput, match=message):
+            compare(base, adapter)
+
+
+def test_codes_dora_and_several_adapters_in_an_adapter_are_refused(base, tmp_path):
+    adapter, _ = adapt(base, tmp_path, **ADAPTERS["plain"])
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    q = "base_model.model.model.layers.0.self_attn.q_proj"
+    for change, message in [
+        ({f"{q}.lora_A.weight": torch.ones(3, 16, dtype=torch.int8)}, "is stored as I8, which cannot be subtracted"),
+        ({f"{q}.lora_A.weight": torch.ones(3, 16).to(torch.float8_e4m3fn)}, "is stored as F8_E4M3"),
+        ({f"{q}.lora_magnitude_vector.weight": torch.ones(16)}, "is of DoRA"),
+        ({f"{q}.lora_A.other.weight": torch.ones(3, 16)}, "holds several adapters"),
+    ]:
+        save_file(tensors | change, file)
+        with pytest.raises(BadInput, match=message):
+            compare(base, adapter)
+    save_file(tensors | {"base_model.model.score.weight": torch.ones(2, 16)}, file)  # of another head
+    assert compare(base, adapter).left_out == 21 - 4 + 1
 
 
 def test_an_adapter_that_changes_nothing_is_said_to(base, tmp_path):

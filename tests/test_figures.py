@@ -1,5 +1,8 @@
 """Figures and tables of spectra, snapshots and cycles: what is drawn is what was measured, whatever the scale."""
 
+import contextlib
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ from conftest import changed, tiny_tables
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 from scipy import stats
 
 from analysis import figures, load_runs, report, tables
@@ -14,10 +18,12 @@ from analysis import spectra as measured
 from analysis.counts import count_singular_values, rank_measures
 from analysis.cycles import cycle_overlaps as overlaps_of
 from analysis.figures import cycle_overlaps, effective_rank, over_training, spectra, spectra_by_layer
-from analysis.naming import ROLES
+from analysis.naming import ROLES, role_key
 from relora_lab import train
 
 FOUR = ["full", "relora", "lora-warm", "lora"]
+BERT = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+ODD = ["", " ", "_a", "$x$", "$", "all", "nan", "a\nb", "\x1b[31mred", "<b>", "…", "a.very.long.name.of.a.kind", "."]
 
 
 def found(labels=FOUR, layers=3, roles=ROLES, size=40, scale=1.0, zeros=0, seed=0):
@@ -46,9 +52,14 @@ def runs(tmp_path_factory):
     return load_runs(out)
 
 
+def panels(figure):
+    """The axes that are drawn, without those that fill a row."""
+    return [ax for ax in figure.axes if ax.axison]
+
+
 def stairs(figure):
-    """Heights of the stairs of each axes, a list a label."""
-    return [[p.get_data().values for p in ax.patches if hasattr(p, "get_data")] for ax in figure.axes]
+    """Heights of the stairs of each panel, a list a label."""
+    return [[p.get_data().values for p in ax.patches if hasattr(p, "get_data")] for ax in panels(figure)]
 
 
 def looks(figure):
@@ -73,7 +84,7 @@ def test_bins_are_the_papers_where_they_show_something_and_else_fit(scale):
     ):
         assert (bars["right"].max(), len(set(bars["left"]))) == (upper, 50)
         assert f"[0, {upper:g}]" in module.describe(bars)
-        for ax in figures.make(module, bars).axes:
+        for ax in panels(figures.make(module, bars)):
             assert ax.get_xlim() == (0, upper)
             assert ax.get_ylim()[1] == spectra.highest(bars)
 
@@ -108,15 +119,94 @@ def test_layers_are_counted_as_numpy_does_and_together_are_the_pooled_histogram(
 
 def test_a_row_a_layer_and_a_column_a_projection():
     bars = spectra_by_layer.histograms_by_layer(found())
-    panels = stairs(figures.make(spectra_by_layer, bars))
-    assert len(panels) == 3 * 4
-    for panel, (layer, role) in zip(panels, [(n, r) for n in range(3) for r in ("q", "k", "v", "down")], strict=True):
+    drawn, places = stairs(figures.make(spectra_by_layer, bars)), [(n, role) for n in range(3) for role in ROLES]
+    for panel, (layer, role) in zip(drawn, places, strict=True):
         rows = bars[(bars["layer"] == layer) & (bars["role"] == role)]
         for heights, label in zip(panel, FOUR, strict=True):
             assert heights.tolist() == rows.loc[rows["label"] == label, "density"].tolist()
     some = found(layers=2, roles=["wi_0", "wi_1", "wo", "x", "y"]).query("layer == 0 or role != 'wi_1'")
-    assert set(spectra_by_layer.histograms_by_layer(some)["role"]) == {"wi_0", "wi_1", "wo", "x"}
     figures.make(spectra_by_layer, spectra_by_layer.histograms_by_layer(some))  # an empty panel
+
+
+@pytest.mark.parametrize("roles", [["gate", "q"], ROLES, BERT, [f"kind.{n}" for n in range(10, 23)]])
+def test_every_role_is_drawn_in_rows_of_four_and_eight_of_them_by_layer(roles):
+    frame, roles = found(["ΔW"], layers=2, roles=roles), sorted(roles, key=role_key)
+    pooled, by_layer = spectra.histograms(frame), spectra_by_layer.histograms_by_layer(frame)
+    figure = figures.make(spectra, pooled)
+    for number, (ax, role) in enumerate(zip(panels(figure), roles, strict=True)):
+        assert ax.get_title() == f"{spectra.PANELS.get(role, role)} projections"
+        assert ax.get_subplotspec().colspan.start == number % 4
+        assert bool(ax.get_xlabel()) == (number + 4 >= len(roles))
+        [patch] = [patch for patch in ax.patches if hasattr(patch, "get_data")]
+        assert patch.get_data().values.tolist() == pooled.loc[pooled["role"] == role, "density"].tolist()
+    columns = panels(figures.make(spectra_by_layer, by_layer))[: len(roles[:8])]
+    titles = [ax.get_title().replace("\n", "").removesuffix(" projections") for ax in columns]
+    assert titles == [spectra.PANELS.get(role, role) for role in roles[:8]]
+    told = f"not drawn: {', '.join(roles[8:])}:" if roles[8:] else "by layer:"
+    assert told in spectra_by_layer.describe(by_layer)
+    assert "not drawn" not in spectra.describe(pooled)
+
+
+def test_of_very_many_roles_64_are_drawn_and_the_others_named():
+    bars = spectra.histograms(found(["ΔW"], layers=1, roles=[f"r{n}" for n in range(10, 76)], size=9))
+    figure = figures.make(spectra, bars)
+    assert (len(panels(figure)), figure.get_figheight() < 30) == (64, True)
+    assert "not drawn: r74, r75:" in spectra.describe(bars)
+
+
+def test_bins_suit_every_role():
+    frame = found(["ΔW"], roles=BERT)
+    frame.loc[frame["role"] == "value", "sigma"] *= 1000
+    frame.loc[frame["role"] != "value", "sigma"] = 0
+    assert spectra.upper_end(frame) >= frame["sigma"].quantile(0.999)
+    assert spectra_by_layer.histograms_by_layer(frame)["right"].max() == spectra.upper_end(frame)
+
+
+def test_a_report_draws_the_papers_projections(runs):
+    assert set(measured.of_runs(runs)["role"]) == set(ROLES)
+    for module in (spectra, spectra_by_layer):
+        frame = module.data(runs)
+        assert set(frame["role"]) == {"q", "k", "v", "down"}
+        titles = [ax.get_title() for ax in figures.make(module, frame).axes[:4]]
+        assert titles == [f"{name} projections" for name in ("Q", "K", "V", "down")]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(("labels", "roles"), [(["ΔW"], ODD), (ODD, ["q"]), (["", "$"], [""])])
+def test_any_text_is_drawn_as_role_and_as_label(labels, roles, tmp_path):
+    frame = found(labels, layers=2, roles=roles, size=9)
+    made = [(spectra, spectra.histograms(frame)), (effective_rank, effective_rank.by_layer(frame))]
+    for module, bars in (*made, (spectra_by_layer, spectra_by_layer.histograms_by_layer(frame))):
+        figure = figures.make(module, bars)
+        figures.save(figure, tmp_path / "figure.pdf")
+        told = [text.get_text() for text in figure.findobj(Text)] + [module.describe(bars)]
+        assert "\x1b" not in "".join(told)
+        if module is not effective_rank:
+            assert len(looks(figure)) == len(labels)
+        if module is spectra:
+            assert len(panels(figure)) == len(roles)
+
+
+def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    figure = figures.make(spectra, spectra.histograms(found(["ΔW"], layers=1, roles=["q"])))
+    saved, buffer = tmp_path / "figure.png", io.BytesIO()
+    figures.save(figure, saved)
+    figures.save(figure, buffer, "png")
+    assert saved.read_bytes() == buffer.getvalue()
+    figures.save(figure, str(tmp_path / "other.pdf"))
+    assert (tmp_path / "other.pdf").read_bytes().startswith(b"%PDF")
+
+    def fails(file, **_options):
+        with contextlib.nullcontext(file) if hasattr(file, "write") else open(file, "wb") as writing:
+            writing.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", fails)
+    for path in (saved, tmp_path / "new.png"):
+        with pytest.raises(OSError, match="disk full"):
+            figures.save(figure, path)
+    assert saved.read_bytes() == buffer.getvalue()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "other.pdf"]
 
 
 def test_of_many_layers_24_are_drawn_on_a_page():

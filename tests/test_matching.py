@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+from analysis import look
 from analysis.checkpoints import open_checkpoint
-from analysis.matching import Selection, open_pair
+from analysis.matching import match_models
+from analysis.naming import Selection
 from analysis.spectra import compare, delta_spectra
 from relora_lab.errors import BadInput
 
@@ -28,7 +30,7 @@ def model(folder, shapes, *, seed=0, config=None, **replaced):
 def pair(tmp_path, shapes, selection=None, **options):
     """What two models of these shapes share."""
     ends = [model(tmp_path / name, shapes, seed=seed, **options) for seed, name in enumerate(("start", "final"))]
-    return open_pair(*ends, selection or Selection())
+    return match_models(*ends, selection or Selection())
 
 
 def block(*parts, shape=(8, 8)):
@@ -73,7 +75,7 @@ def test_experts_in_one_tensor_are_a_matrix_each(tmp_path, kind, rows):
     shapes = {"model.layers.0.mlp.experts.down_proj": (3, 6, 4), "model.layers.0.mlp.experts.down_proj_bias": (3, 4)}
     found = pair(tmp_path, shapes, config={"model_type": kind})
     assert [(m.name, m.role) for m in found.matrices] == [
-        (f"model.layers.0.mlp.experts.down_proj.{part}", "down") for part in range(3)
+        (f"model.layers.0.mlp.experts.{part}.down_proj", "down") for part in range(3)
     ]
     assert {(m.rows, m.cols) for m in found.matrices} == {(rows, 10 - rows)}
     assert found.left_out == 1
@@ -130,11 +132,11 @@ def test_role_layer_and_glob_choose_and_what_is_left_out_is_counted(tmp_path):
     assert [(m.layer, m.role) for m in found.matrices] == [(2, "q"), (2, "k"), (10, "q"), (10, "k")]
     assert found.left_out == 33
     ends = tmp_path / "start", tmp_path / "final"
-    assert len(open_pair(*ends, Selection(match=("*.v_proj",), layers=(1,))).matrices) == 1
-    assert len(open_pair(*ends, Selection(match=("lm_head",))).matrices) == 1
-    assert [m.layer for m in open_pair(*ends, Selection(roles=("q",))).matrices] == list(range(12))
+    assert len(match_models(*ends, Selection(match=("*.v_proj",), layers=(1,))).matrices) == 1
+    assert len(match_models(*ends, Selection(match=("lm_head",))).matrices) == 1
+    assert [m.layer for m in match_models(*ends, Selection(roles=("q",))).matrices] == list(range(12))
     with pytest.raises(BadInput, match="no matrix is selected by --role up --layer 3; the roles are q, k, v"):
-        open_pair(*ends, Selection(roles=("up",), layers=(3,)))
+        match_models(*ends, Selection(roles=("up",), layers=(3,)))
 
 
 def test_a_model_without_head_has_the_names_of_one_with_head_but_for_their_beginning(tmp_path):
@@ -146,10 +148,12 @@ def test_a_model_without_head_has_the_names_of_one_with_head_but_for_their_begin
         seed=1,
     )
     for ends in ((bare, whole), (whole, bare)):
-        assert [m.name for m in open_pair(*ends).matrices] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+        assert [m.name for m in match_models(*ends).matrices] == [
+            f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)
+        ]
     deeper = model(tmp_path / "deeper", inner | block("layers.2.self_attn.q_proj"), seed=2)
     with pytest.raises(BadInput, match=r"whole: missing model\.layers\.2\.self_attn\.q_proj\.weight$"):
-        open_pair(whole, deeper)
+        match_models(whole, deeper)
 
 
 def test_a_renamed_matrix_is_refused_with_both_names(tmp_path):
@@ -158,7 +162,7 @@ def test_a_renamed_matrix_is_refused_with_both_names(tmp_path):
     with pytest.raises(
         BadInput, match=r"a: missing layers\.0\.key\.weight; it has layers\.0\.k_proj\.weight, which .*b has not"
     ):
-        open_pair(start, final)
+        match_models(start, final)
 
 
 def test_a_transposed_square_matrix_is_refused(tmp_path):
@@ -166,7 +170,9 @@ def test_a_transposed_square_matrix_is_refused(tmp_path):
     start = model(tmp_path / "a", shapes)
     turned = {name: t.read().T.contiguous() + 0.01 for name, t in open_checkpoint(start).tensors.items()}
     final = model(tmp_path / "b", shapes, tensors=turned)
-    with pytest.raises(BadInput, match=r"layers\.0\.q_proj: is transposed in one of the two"):
+    with pytest.raises(
+        BadInput, match=r"b/model\.safetensors: layers\.0\.q_proj is nearly the transpose of what .*a/"
+    ):
         compare(start, final)
     compare(start, model(tmp_path / "c", shapes, seed=3))  # another model altogether is no transpose
 
@@ -188,7 +194,7 @@ def test_tied_weights_are_left_out_and_refused_where_they_are_selected(tmp_path,
     assert [m.role for m in found.matrices] == ["q"]
     assert found.left_out == 1
     with pytest.raises(BadInput, match=message):
-        open_pair(tmp_path / "start", tmp_path / "final", Selection(match=(glob,)))
+        match_models(tmp_path / "start", tmp_path / "final", Selection(match=(glob,)))
 
 
 def test_copies_of_tied_weights_are_found_by_what_is_in_them(tmp_path):
@@ -200,9 +206,9 @@ def test_copies_of_tied_weights_are_found_by_what_is_in_them(tmp_path):
         ends.append(model(tmp_path / name, shapes, seed=seed, tensors=both))
     for glob in ("lm_head", "*embed_tokens"):
         with pytest.raises(BadInput, match="is shared with"):
-            open_pair(*ends, Selection(match=(glob,)))
+            match_models(*ends, Selection(match=(glob,)))
     untied = [model(tmp_path / name, shapes, seed=seed) for seed, name in enumerate(("c", "d"))]
-    assert len(open_pair(*untied, Selection(match=("lm_head", "*embed_tokens"))).matrices) == 2
+    assert len(match_models(*untied, Selection(match=("lm_head", "*embed_tokens"))).matrices) == 2
 
 
 def test_a_matrix_that_two_layers_share_is_refused_however_it_was_saved(tmp_path):
@@ -218,11 +224,11 @@ def test_a_matrix_that_two_layers_share_is_refused_however_it_was_saved(tmp_path
         save_model(both, tmp_path / f"{name}.safetensors")
         save_file({n: t.clone() for n, t in both.state_dict().items()}, tmp_path / f"{name}-copied.safetensors")
     with pytest.raises(BadInput, match=r"layers\.0\.weight is shared with layers\.2\.weight"):
-        open_pair(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+        match_models(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     with pytest.raises(BadInput, match=r"layers\.2 and layers\.0 are copies of one matrix"):
         compare(tmp_path / "a-copied.safetensors", tmp_path / "b-copied.safetensors")
     only = Selection(match=("layers.1",))
-    assert len(open_pair(tmp_path / "a.safetensors", tmp_path / "b.safetensors", only).matrices) == 1
+    assert len(match_models(tmp_path / "a.safetensors", tmp_path / "b.safetensors", only).matrices) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32])
@@ -231,14 +237,14 @@ def test_codes_that_cannot_be_subtracted_are_refused(tmp_path, dtype):
     start = model(tmp_path / "a", shapes)
     final = model(tmp_path / "b", shapes, tensors={"layers.0.q_proj.weight": torch.zeros(8, 8).to(dtype)})
     with pytest.raises(BadInput, match=r"b: layers\.0\.q_proj\.weight is stored as \w+, which cannot be subtracted"):
-        open_pair(start, final)
+        match_models(start, final)
 
 
 def test_a_quantised_model_is_refused_whatever_its_tensors_are_called(tmp_path):
     start = model(tmp_path / "a", block("layers.0.q_proj"))
     final = model(tmp_path / "b", block("layers.0.q_proj"), config={"quantization_config": {"quant_method": "mxfp4"}})
     with pytest.raises(BadInput, match=r"b: is quantised \(mxfp4\)"):
-        open_pair(start, final)
+        match_models(start, final)
 
 
 def test_an_index_names_the_shards_that_count(tmp_path):
@@ -260,24 +266,151 @@ def test_an_index_names_the_shards_that_count(tmp_path):
         open_checkpoint(folder)
 
 
-def test_a_name_is_looked_for_on_the_hub_and_only_safetensors_are_fetched(tmp_path, monkeypatch):
-    folder, asked = model(tmp_path / "a", block("layers.0.q_proj")), []
+def test_a_name_is_looked_for_on_the_hub_and_only_its_model_is_fetched(tmp_path, monkeypatch):
+    shards = {"layers.0.q_proj.weight": "x.safetensors"}
+    whole, asked = model(tmp_path / "whole", block("layers.0.q_proj")), []
+    sharded = model(tmp_path / "sharded", block("layers.0.q_proj"))
+    (sharded / "model.safetensors").rename(sharded / "x.safetensors")
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
     def download(repository, *, revision, allow_patterns, ignore_patterns):
-        asked.append((repository, revision))
-        assert not any("bin" in pattern or pattern == "*" for pattern in allow_patterns)
         assert ignore_patterns == "*/*"
         if repository == "no/such":
             raise OSError("404: not there\nreally")
-        return str(folder)
+        asked.append((repository, revision, allow_patterns))
+        return str(tmp_path / repository.removeprefix("org/"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert set(open_checkpoint("org/some-model@v2").tensors) == {"layers.0.q_proj.weight"}
-    assert asked == [("org/some-model", "v2")]
+    for name in ("org/whole@v2", "org/sharded"):
+        assert set(open_checkpoint(name).tensors) == set(shards)
+    assert {(repository, revision) for repository, revision, _ in asked} == {
+        ("org/whole", "v2"),
+        ("org/sharded", None),
+    }
+    wanted = {repository: set(patterns) for repository, _, patterns in asked[1::2]}  # after the JSON files
+    assert wanted == {
+        "org/whole": {"model.safetensors", "adapter_model.safetensors"},
+        "org/sharded": {"x.safetensors"},
+    }
     with pytest.raises(BadInput, match="no/such: no such file or folder, nor to be had from the hub: 404: not there"):
         open_checkpoint("no/such")
     monkeypatch.chdir(tmp_path)
-    for here in ("a/nothing", tmp_path / "nothing", "../nothing"):  # what lies beside files that exist is no name
+    for here in ("whole/nothing", tmp_path / "nothing", "../nothing"):  # what lies beside files that exist is no name
         with pytest.raises(BadInput, match=r"no such file or folder$"):
             open_checkpoint(here)
-    assert len(asked) == 2
+    assert len(asked) == 4
+    assert whole.exists()
+
+
+def test_a_half_fetched_model_is_refused(tmp_path):
+    folder = model(tmp_path / "a", block("layers.0.q_proj"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(BadInput, match=r"shards are missing: model-00001-of-00002\.safetensors is one of 1"):
+        open_checkpoint(folder)
+    index = {
+        "layers.0.q_proj.weight": "model-00001-of-00002.safetensors",
+        "layers.1.q_proj.weight": "model-00001-of-00002.safetensors",
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(BadInput, match=r"index\.json names layers\.1\.q_proj\.weight, but .* holds none"):
+        open_checkpoint(folder)
+    save_file(
+        {"layers.0.k_proj.weight": torch.ones(8, 8)}, folder / "model.safetensors"
+    )  # what transformers would load
+    assert set(open_checkpoint(folder).tensors) == {"layers.0.k_proj.weight"}
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    start = model(tmp_path / "a", block("layers.0.q_proj"))
+    factors = {"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2, 8)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "x.PT").write_bytes(b"")
+    for path, message in {
+        "/dev/null": "is neither a file nor a folder",
+        tmp_path / "adapter_model.safetensors": r"holds factors of an adapter .*; give the adapter's folder",
+        tmp_path / "x.PT": "pickle files are never loaded",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            match_models(start, path)
+    both = {"layers.0.q_proj": torch.ones(8, 8), "layers.0.q_proj.weight": torch.zeros(8, 8)}
+    for name in ("x", "y"):
+        save_file(both, tmp_path / f"{name}.safetensors")
+    with pytest.raises(BadInput, match=r"layers\.0\.q_proj and layers\.0\.q_proj\.weight are both there"):
+        match_models(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens_embed", "word_embedding", "transformer.wte", "backbone.embeddings", "w", "encoder.table"]
+)
+def test_tied_embeddings_are_found_whatever_they_are_called(tmp_path, name):
+    shapes = {f"{name}.weight": (20, 8), **block("layers.0.q_proj")}
+    pair(tmp_path, shapes, config={"tie_word_embeddings": True, "vocab_size": 20})
+    with pytest.raises(BadInput, match="is shared with the output head"):
+        match_models(tmp_path / "start", tmp_path / "final", Selection(match=("*",)))
+
+
+def test_constant_and_tiny_matrices_are_no_copies(tmp_path):
+    ends = []
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        tensors = {f"layers.{n}.gate.weight": torch.full((1, 2), 1 + value) for n in (0, 1)}
+        tensors |= {f"{side}.weight": torch.eye(8) * value for side in ("left", "right")}
+        tensors |= {"layers.0.q_proj.weight": torch.eye(8) * value, "layers.1.q_proj.weight": torch.eye(8) * value}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        ends.append(tmp_path / f"{name}.safetensors")
+    assert len(compare(*ends, match="*").matrices) == 6
+
+
+def test_one_side_tells_how_the_other_is_stored(tmp_path):
+    start, final = (model(tmp_path / name, GPT2, seed=seed) for seed, name in enumerate("ab"))
+    part = {name: shape for name, shape in GPT2.items() if "attn.c_proj" in name}
+    bare = model(tmp_path / "part", part, seed=3)
+    assert all(
+        m.start.transposed and m.final.transposed
+        for m in match_models(start, bare, Selection(match=("*attn.c_proj",))).matrices
+    )
+    shapes = {"model.layers.0.mlp.experts.down_proj": (3, 4, 6)}
+    folder, other = (
+        model(tmp_path / f"e{n}", shapes, seed=n, config={"model_type": "gpt_oss"} if n else None) for n in (1, 0)
+    )
+    for ends in ((folder, other), (other, folder)):
+        assert [(m.rows, m.cols) for m in match_models(*ends).matrices] == [(6, 4)] * 3
+    assert final.exists()
+
+
+def test_blocks_are_numbered_in_several_ways(tmp_path):
+    names = {
+        "encoder.layers.encoder_layer_3.mlp.0": (3, "mlp.0"),
+        "encoder.layers.encoder_layer_3.mlp.3": (3, "mlp.3"),
+        "encoder.layers.encoder_layer_3.self_attention.out_proj": (3, "out_proj"),
+        "h.1.ffn.0": (1, "ffn.0"),
+        "h.1.ffn.2": (1, "ffn.2"),
+        "layers.7": (7, "layers"),
+        "layers.0.decomposition": (0, "decomposition"),
+        "embedder.layers.2.dense": (2, "dense"),
+        "layers.0.x²": (0, "x²"),
+        f"layers.{'9' * 5000}.far": (-1, "far"),
+    }
+    left = [
+        "layers.0.relative_attention_bias",
+        "layers.0.pos_embed",
+        "layers.0.embed_positions",
+        "layers.0.rotary_emb",
+    ]
+    found = pair(tmp_path, block(*names, *left))
+    assert {m.name: (m.layer, m.role) for m in found.matrices} == {
+        n: place for n, place in names.items() if place[0] >= 0
+    }
+
+
+def test_weights_that_are_no_known_matrices_are_named(tmp_path):
+    shapes = block("layers.0.q_proj") | {
+        "layers.0.conv.weight": (4, 1, 3),
+        "layers.0.moe.input_linear.weight": (2, 6, 4),
+    }
+    found = pair(tmp_path, shapes)
+    assert found.passed_over == ["layers.0.conv.weight"]
+    assert {m.name for m in found.matrices} == {f"layers.0.moe.{n}.input_linear" for n in (0, 1)} | {
+        "layers.0.q_proj"
+    }
+    told = look.at(tmp_path / "start", tmp_path / "final").as_text()
+    assert "of them 1 in blocks are no matrices that are known: layers.0.conv.weight" in told

@@ -238,13 +238,56 @@ def test_several_models_are_laid_over_one_another(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--json", "--role", "q", "--layer", "0-1"])
     looks = json.loads(capsys.readouterr().out)
-    assert [look["final"] for look in looks] == command[2:4]
-    assert [m["matrix"] for m in looks[0]["matrices"]] == [f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)]
+    assert [look["final"] for look in looks["finals"]] == command[2:4]
+    assert len(looks["overlaps"]) == 2 * 2
+    assert [m["matrix"] for m in looks["finals"][0]["matrices"]] == [
+        f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)
+    ]
+
+
+def test_all_models_are_looked_at_before_any_work_is_done(tmp_path, monkeypatch):
+    start, final = model(tmp_path / "a"), model(tmp_path / "b", change=0.5)
+    for finals, message in {
+        (final, tmp_path / "nowhere"): "no such file or folder",
+        (final, tmp_path / "a" / ".." / "b"): "is given twice",
+    }.items():
+        with monkeypatch.context() as patch, pytest.raises(BadInput, match=message):
+            patch.setattr(spectra, "compare_matched", lambda *_, **__: pytest.fail("worked"))
+            look.several(start, finals)
+
+
+def test_which_of_several_models_has_nan_is_said(tmp_path, capsys):
+    broken = torch.full((8, 8), float("nan"))
+    model(tmp_path / "base")
+    for name, replaced in (("x", {Q: broken}), ("y", {}), ("z", {Q: broken})):
+        model(tmp_path / name, change=0.5, **replaced)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["spectrum", *(str(tmp_path / name) for name in ("base", "x", "y", "z"))])
+    assert ended.value.code == 3
+    told = [line for line in capsys.readouterr().err.splitlines() if "non-finite" in line]
+    assert [line.split(": ")[1] for line in told] == ["x", "z"]
+
+
+@pytest.mark.parametrize("scale", [1e-26, 1e-15, 1e19, 1e25])
+def test_ranks_are_those_of_any_scale(tmp_path, scale):
+    for name, seed in (("a", 0), ("b", 1)):
+        W = torch.from_numpy(matrix((32, 32), seed) * scale).float()
+        save_file({"layers.0.q_proj.weight": W}, tmp_path / f"{name}.safetensors")
+    comparison = compare(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert counts.numerical_ranks(comparison)["rank"].tolist() == [32]
+    assert comparison.matrices["rms"].tolist() == pytest.approx([scale], rel=0.1)
+
+
+def test_a_device_without_float64_is_refused(tmp_path):
+    start, final = model(tmp_path / "a"), model(tmp_path / "b", change=0.5)
+    for device in ("meta", "cuda:99", "nonsense"):
+        with pytest.raises(BadInput, match=f"--device {device}: cannot compute in float64 here"):
+            compare(start, final, device=device)
 
 
 def test_layers_are_numbers_and_ranges():
     assert naming.layers_of(["3", "0-2"]) == [3, 0, 1, 2]
-    for bad in ("x", "1-", "-1", "1,2"):
+    for bad in ("x", "1-", "-1", "1,2", "3-0", "²", "0-99999999"):
         with pytest.raises(BadInput, match="--layer: expected a number or a range like 0-3"):
             naming.layers_of([bad])
 

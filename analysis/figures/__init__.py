@@ -10,7 +10,7 @@ import math
 import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from importlib.resources import as_file, files
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -21,8 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from relora_lab import files
+from relora_lab.errors import printable
+
 ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
 CROWD = 8  # labels that fit into axes
+LONGEST = 24  # letters of a role
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes tell lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
@@ -38,7 +42,7 @@ def available() -> list[ModuleType]:
 
 def lab_style() -> AbstractContextManager[None]:
     """`with lab_style():` figures have the lab's look inside the block."""
-    with as_file(files(__name__).joinpath("lab.mplstyle")) as path:
+    with resources.as_file(resources.files(__name__).joinpath("lab.mplstyle")) as path:
         return matplotlib.style.context(str(path))
 
 
@@ -53,8 +57,14 @@ def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
 
 
 def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
-    """Write a figure as PNG, PDF or SVG (by default as the path's suffix says), the same bytes each time."""
-    kind = kind or Path(str(file)).suffix[1:]
+    """Write a figure as PNG, PDF or SVG (by default as the path's suffix says), the same bytes each time.
+
+    A path is written whole or not at all.
+    """
+    if isinstance(file, str | Path):
+        with files.new_file(Path(file)) as writing, writing.open("wb") as opened:
+            save(figure, opened, kind or Path(file).suffix[1:])
+        return
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with lab_style():
         figure.savefig(file, format=kind, metadata=undated.get(kind))
@@ -67,18 +77,30 @@ def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str,
         rows = frame[labels == label]
         if len(rows):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            yield _drawable(str(label)), rows, look
+            yield _of_legend(str(label)), rows, look
 
 
-def _drawable(label: str) -> str:
-    """A label as matplotlib shows it: not hidden for its first letter, not too long."""
-    short = label if len(label) <= 20 else f"{label[:19]}…"
-    return (" " if short.startswith("_") else "") + plain(short)
+def _of_legend(label: str) -> str:
+    """A label as a legend shows it: not hidden for being empty or for its first letter, not too long."""
+    text = printable(label)
+    short = text if len(text) <= 20 else f"{text[:19]}…"
+    return (" " if short.startswith("_") or not short else "") + plain(short)
+
+
+def of_role(role: str) -> str:
+    """A role as axes name it: of a long one the ends, which tell it from others."""
+    text = printable(role)
+    return plain(text if len(text) <= LONGEST else f"{text[:8]}…{text[9 - LONGEST :]}")
 
 
 def plain(text: str) -> str:
-    """Foreign text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    """Foreign text on one line that matplotlib does not take for mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
+def fitting(letters: float, inches: float) -> float:
+    """The size in points, 8 at most, in which so many letters are no wider."""
+    return min(8.0, 72 * inches / (0.65 * max(letters, 1)))
 
 
 def add_legend(ax: Axes, *, below: bool = False, **options: Any) -> None:

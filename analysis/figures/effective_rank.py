@@ -6,15 +6,16 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import rank_measures
-from analysis.figures import TWO_COLUMNS, by_label, make_higher, plain, split
+from analysis.figures import TWO_COLUMNS, by_label, fitting, make_higher, of_role, split
 from analysis.naming import role_key
+from relora_lab.errors import printable
 
 ORDER = 6
 SIZE = (TWO_COLUMNS, 1.6)
 COLOURS = "cividis"  # which the colour-blind see alike
 FEW, MANY = 4, 6  # panels beside each other, of up to eight labels and of more
 CELL, PAGE = 0.14, 7.6  # inches: the height of a cell that has room for its number, and of all panels at most
-LEGIBLE = 4.0  # points
+LEGIBLE, LETTER = 4.0, 0.06  # points; inches that a letter of a role needs
 VALUES = ["per", "effective_rank"]
 
 
@@ -40,17 +41,19 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     columns = min(len(labels), FEW if len(labels) <= 2 * FEW else MANY)
     rows = -(-len(labels) // columns)
     width, height = (TWO_COLUMNS - 1.1) / columns, min(max(CELL * len(layers), 0.7), PAGE / rows)  # of a panel
-    figure = make_higher(ax, rows * (height + 0.25) + 0.45)
+    names = [of_role(role) for role in roles]
+    letters = max(map(len, names)) + 1
+    upright = fitting(letters, width / len(roles)) < 7
+    figure = make_higher(ax, rows * (height + 0.25) + 0.45 + (LETTER * max(letters - 5, 0) if upright else 0))
     panels = split(ax, rows, columns)
     longest = max(len(_text(rank)) for rank in frame["effective_rank"]) + 0.5
-    number_size = min(_fitting(longest, width / len(roles)), 55 * height / len(layers))
-    title_size = _fitting(max(len(label) for label, _, _ in labels), width)
-    upright = _fitting(max(map(len, roles)) + 1, width / len(roles)) < 7
-    names, numbered = [plain(role) for role in roles], range(0, len(layers), _every(len(layers), height))
+    number_size = min(fitting(longest, width / len(roles)), 55 * height / len(layers))
+    title_size = fitting(max(len(label) for label, _, _ in labels), width)
+    numbered = range(0, len(layers), _every(len(layers), height))
     highest = frame["per"].max() or 1.0
     for number, (panel, (label, mine, _)) in enumerate(zip(panels, labels, strict=False)):
-        wide = mine.pivot(index="layer", columns="role", values=VALUES)
-        shares, ranks = (wide[name].reindex(index=layers, columns=roles).to_numpy() for name in VALUES)
+        wide = (mine.pivot(index="layer", columns="role", values=name) for name in VALUES)
+        shares, ranks = (values.reindex(index=layers, columns=roles).to_numpy() for values in wide)
         mesh = panel.pcolormesh(np.ma.masked_invalid(shares), cmap=COLOURS, vmin=0, vmax=highest)
         if number_size >= LEGIBLE:
             _write(panel, ranks, shares / highest, number_size)
@@ -73,7 +76,9 @@ def describe(frame: pd.DataFrame) -> str:
     told = []
     for label, rows, _ in by_label(frame):
         least, most = (rows.loc[place] for place in (rows["per"].idxmin(), rows["per"].idxmax()))
-        ends = ", ".join(f"{end['per']:.1%} in {end['role']} of layer {end['layer']}" for end in (least, most))
+        ends = ", ".join(
+            f"{end['per']:.1%} in {printable(end['role'])} of layer {end['layer']}" for end in (least, most)
+        )
         told.append(f"{label} {rows['effective_rank'].mean():.1f}, {rows['per'].mean():.1%} of full rank ({ends})")
     return (
         "Effective rank: how many equal singular values would have the entropy of ΔW's. Numbers, where they fit, are "
@@ -85,11 +90,6 @@ def describe(frame: pd.DataFrame) -> str:
 def _every(layers: int, inches: float) -> int:
     """How many layers there are for each that can be named."""
     return -(-layers // max(1, int(9 * inches)))
-
-
-def _fitting(letters: float, inches: float) -> float:
-    """The size in points, 8 at most, in which so many letters are no wider."""
-    return min(8.0, 72 * inches / (0.65 * letters))
 
 
 def _write(panel: Axes, ranks: np.ndarray, shades: np.ndarray, size: float) -> None:

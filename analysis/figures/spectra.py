@@ -9,12 +9,23 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import EPS32
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, plain, split
+from analysis.figures import (
+    TWO_COLUMNS,
+    add_legend,
+    by_label,
+    fitting,
+    handles_of,
+    make_higher,
+    of_role,
+    split,
+)
 from analysis.naming import role_key
+from relora_lab.errors import printable
 
 ORDER = 3
 SIZE = (TWO_COLUMNS, 2.1)
-PANELS = {"q": "Q", "k": "K", "v": "V", "down": "down"}
+PANELS = {"q": "Q", "k": "K", "v": "V", "down": "down"}  # the paper's
+ROW, MOST, HEIGHT = 4, 64, 1.75  # panels beside each other and in all; inches of a row of them
 BINS, UPPER, HIGHEST = 50, 2.0, 3.0  # the paper's: 50 bins on [0, 2], density cut at 3
 FITTING = 0.25  # share of the values that are not 0 for which the paper's bins are kept
 COVERED = 0.999  # share of them that other bins hold
@@ -26,14 +37,19 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
 
     `density` integrates to the share of values within the bins; `total` counts all values, also those beyond.
     """
-    found = spectra.of_runs(runs)
+    found = of_paper(spectra.of_runs(runs))
     return histograms(found, upper=upper_end(found)) if len(found) else found
+
+
+def of_paper(found: pd.DataFrame) -> pd.DataFrame:
+    """Of these spectra those of the projections that the paper shows."""
+    return found[found["role"].isin(list(PANELS))]
 
 
 def histograms(found: pd.DataFrame, by: Sequence[str] = ("role",), *, upper: float = UPPER) -> pd.DataFrame:
     """As `data`, of any spectra with a `label`, of the values that have `by` in common; bins on [0, upper]."""
     keys, edges = ["label", *by], np.linspace(0, upper, BINS + 1)
-    groups = drawn(found).groupby(keys, observed=True)["sigma"]
+    groups = found.dropna(subset="sigma").groupby(keys, observed=True)["sigma"]
     counted = {key: (np.histogram(sigma, edges)[0], len(sigma)) for key, sigma in groups}
     if not counted:
         return pd.DataFrame()  # all of them not finite
@@ -53,7 +69,7 @@ def upper_end(found: pd.DataFrame) -> float:
     fewer of them in the first or beyond the last. Of all labels and panels together, without
     those that are 0 to rounding (≤ eps32·max(rows, cols)·σ1).
     """
-    rows = drawn(found)
+    rows = found.dropna(subset="sigma")
     matrix = [name for name in ("label", "seed", "run", "matrix") if name in rows]
     largest = rows.groupby(matrix, observed=True, sort=False)["sigma"].transform("max")
     sigma = rows.loc[rows["sigma"] > EPS32 * rows[["rows", "cols"]].max(axis=1) * largest, "sigma"]
@@ -68,14 +84,22 @@ def upper_end(found: pd.DataFrame) -> float:
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:
-    """A panel a projection."""
-    shown = sorted(set(frame["role"]), key=role_key)
-    panels = split(ax, 1, len(shown), sharey=True)
-    for panel, role in zip(panels, shown, strict=True):
+    """A panel a projection, at most four of them beside each other."""
+    frame, _ = first_roles(frame, MOST)
+    roles = sorted(set(frame["role"]), key=role_key)
+    columns = min(ROW, len(roles))
+    rows = -(-len(roles) // columns)
+    make_higher(ax, 0.35 + HEIGHT * rows)
+    panels = split(ax, rows, columns)
+    for number, (panel, role) in enumerate(zip(panels, roles, strict=False)):
         draw_panel(frame[frame["role"] == role], panel, frame)
-        panel.set_title(title_of(role))
-        panel.set_xlabel("singular value")
-    panels[0].set_ylabel("density")
+        lowest, first = number + columns >= len(roles), number % columns == 0
+        panel.tick_params(labelbottom=lowest, labelleft=first)
+        panel.set_xlabel("singular value" if lowest else "")
+        panel.set_ylabel("density" if first else "")
+    entitle(panels, roles, columns)
+    for panel in panels[len(roles) :]:
+        panel.set_axis_off()
     add_legend(panels[-1], handles=handles_of(panels, frame))
 
 
@@ -87,9 +111,20 @@ def draw_panel(rows: pd.DataFrame, panel: Axes, frame: pd.DataFrame) -> None:
     panel.set_ylim(0, highest(frame))
 
 
-def title_of(role: str) -> str:
-    """What a panel of that role is called."""
-    return f"{PANELS.get(role, plain(role))} projections"
+def entitle(panels: Sequence[Axes], roles: Sequence[str], columns: int) -> None:
+    """Say whose panel each is, in letters that fit one of so many columns."""
+    names = [PANELS.get(role) or of_role(role) for role in roles]
+    titles = [f"{name} projections" if columns <= ROW else name.replace(".", ".\n") for name in names]
+    longest = max(len(line) for title in titles for line in title.split("\n"))
+    for panel, title in zip(panels, titles, strict=False):
+        panel.set_title(title, fontsize=fitting(longest, (TWO_COLUMNS - 0.8) / columns))
+
+
+def first_roles(frame: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
+    """The rows of as many roles as are drawn, and in words which others there are."""
+    roles = sorted(set(frame["role"]), key=role_key)
+    others = ", ".join(map(printable, roles[most:]))
+    return frame[frame["role"].isin(roles[:most])], f"; not drawn: {others}" if others else ""
 
 
 def highest(frame: pd.DataFrame) -> float:
@@ -101,12 +136,13 @@ def highest(frame: pd.DataFrame) -> float:
 
 def describe(frame: pd.DataFrame) -> str:
     """What the cut axes do not show."""
+    frame, others = first_roles(frame, MOST)
     told = []
     for label, rows, _ in by_label(frame):
         total = rows.drop_duplicates("role")["total"].sum()
         first = rows.loc[rows["left"] == 0, "count"].sum()
         told.append(f"{label} has {first / total:.0%} of its values in the first bin and {beyond(rows)}")
-    return f"{about(frame)}, pooled over layers: {'; '.join(told)}."
+    return f"{about(frame)}, pooled over layers{others}: {'; '.join(told)}."
 
 
 def about(frame: pd.DataFrame) -> str:
@@ -125,9 +161,3 @@ def beyond(rows: pd.DataFrame) -> str:
     """How many of the values no bin holds."""
     total = rows.drop_duplicates(["label", *{"layer", "role"} & set(rows)])["total"].sum()
     return f"{1 - rows['count'].sum() / total:.1%} above {rows['right'].max():g}"
-
-
-def drawn(found: pd.DataFrame) -> pd.DataFrame:
-    """The paper's roles, or the first four where none of them is there; without what is not finite."""
-    roles = [role for role in PANELS if role in set(found["role"])] or sorted(set(found["role"]), key=role_key)[:4]
-    return found[found["role"].isin(roles)].dropna(subset="sigma")

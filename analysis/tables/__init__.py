@@ -7,14 +7,18 @@ Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high
 import importlib
 import math
 import pkgutil
+import re
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from relora_lab.errors import printable
+
 DIGITS = {"loss": 4, "difference": 4, "interval": 4, "below_percent": 1, "P1_below_percent": 1, "zeroed_percent": 1}
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
+HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
 
 
 def available() -> list[ModuleType]:
@@ -68,7 +72,7 @@ def _texts(values: pd.Series, stem: str) -> pd.Series:
 
 
 def show(value: Any, digits: int = 3) -> str:
-    """One number as people write it: thousands apart, a true minus."""
+    """A number as people write it: thousands apart, a true minus; or text, of which a terminal obeys nothing."""
     if isinstance(value, bool | np.bool_):
         return "✓" if value else ""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
@@ -78,6 +82,6 @@ def show(value: Any, digits: int = 3) -> str:
     if isinstance(value, float | np.floating):
         number = float(value)
         small = 0 < abs(number) < 0.5 * 10.0**-digits  # which 0.000 would hide
-        text = f"{number:.1e}".replace("e-0", "e-") if small else f"{number:,.{digits}f}"
-        return text.replace("-", "−")
-    return str(value)
+        text = f"{number:.1e}" if small or abs(number) >= HUGE else f"{number:,.{digits}f}"
+        return re.sub(r"e\+?(-?)0*", r"e\1", text).replace("-", "−")
+    return printable(str(value))

@@ -1,7 +1,7 @@
 """Figures and tables of spectra, snapshots and cycles: what is drawn is what was measured, whatever the scale."""
 
-import contextlib
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from relora_lab import train
 FOUR = ["full", "relora", "lora-warm", "lora"]
 BERT = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 ODD = ["", " ", "_a", "$x$", "$", "all", "nan", "a\nb", "\x1b[31mred", "<b>", "…", "a.very.long.name.of.a.kind", "."]
+ODD += [f"a name of a run, the seed of which is {number}" for number in range(2)]
 
 
 def found(labels=FOUR, layers=3, roles=ROLES, size=40, scale=1.0, zeros=0, seed=0):
@@ -197,8 +198,7 @@ def test_a_figure_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "other.pdf").read_bytes().startswith(b"%PDF")
 
     def fails(file, **_options):
-        with contextlib.nullcontext(file) if hasattr(file, "write") else open(file, "wb") as writing:
-            writing.write(b"half")
+        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(figure, "savefig", fails)

@@ -1,7 +1,5 @@
 """Where results may go, and how numbers and foreign text are shown in a terminal."""
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,7 +25,7 @@ def runs(tmp_path):
 @pytest.mark.parametrize("inside", ["x", "x/final", "x/new", "x/final/a/b", "beside/../x/final", "link", "link/new"])
 def test_nothing_is_written_into_a_run(runs, inside, monkeypatch):
     (runs / "link").symlink_to(runs / "x" / "final")
-    for base, out in ((runs, runs / inside), (runs, inside), (runs / "x", os.path.join("..", inside))):
+    for base, out in ((runs, runs / inside), (runs, inside), (runs / "x", f"../{inside}")):
         monkeypatch.chdir(base)
         with pytest.raises(BadInput, match=r"--out .*: is (a|inside the) run folder.*choose another one"):
             output.check(out)
@@ -38,7 +36,7 @@ def test_nothing_is_written_into_a_run(runs, inside, monkeypatch):
 
 def test_beside_runs_and_in_other_projects_there_is_room(runs):
     (runs / "config.toml").touch()
-    for out in (runs, runs / "report", runs / "x-report" / "new", runs / ".." / "out"):
+    for out in (runs / "report", runs / "x-report" / "new", runs / ".." / "out"):
         assert output.check(out) == out
 
 

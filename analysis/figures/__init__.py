@@ -73,11 +73,12 @@ def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
 def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
     """(label, its rows, the line style that is its own in every figure), in the labels' order."""
     labels = frame["label"].astype("category")
+    names = _told_apart([_of_legend(str(label)) for label in labels.cat.categories])
     for number, label in enumerate(labels.cat.categories):
         rows = frame[labels == label]
         if len(rows):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            yield _of_legend(str(label)), rows, look
+            yield names[number], rows, look
 
 
 def _of_legend(label: str) -> str:
@@ -85,6 +86,12 @@ def _of_legend(label: str) -> str:
     text = printable(label)
     short = text if len(text) <= 20 else f"{text[:19]}…"
     return (" " if short.startswith("_") or not short else "") + plain(short)
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """The names, with a number those that others before them look like."""
+    before = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, before, strict=True)]
 
 
 def of_role(role: str) -> str:

@@ -76,10 +76,9 @@ def describe(frame: pd.DataFrame) -> str:
     told = []
     for label, rows, _ in by_label(frame):
         least, most = (rows.loc[place] for place in (rows["per"].idxmin(), rows["per"].idxmax()))
-        ends = ", ".join(
-            f"{end['per']:.1%} in {printable(end['role'])} of layer {end['layer']}" for end in (least, most)
-        )
-        told.append(f"{label} {rows['effective_rank'].mean():.1f}, {rows['per'].mean():.1%} of full rank ({ends})")
+        ends = (f"{end['per']:.1%} in {printable(end['role'])} of layer {end['layer']}" for end in (least, most))
+        mean = f"{rows['effective_rank'].mean():.1f}, {rows['per'].mean():.1%} of full rank"
+        told.append(f"{label} {mean} ({', '.join(ends)})")
     return (
         "Effective rank: how many equal singular values would have the entropy of ΔW's. Numbers, where they fit, are "
         "ranks, colours their share of the smaller side, of all labels on one scale. "

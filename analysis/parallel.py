@@ -32,7 +32,7 @@ def each(
     require(workers is None or workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     workers = max(1, min(len(items), workers or len(os.sched_getaffinity(0))))
     with _one_thread(), ThreadPoolExecutor(workers) as pool:
-        found = pool.map(function, items)
+        found = pool.map(function, items) if workers > 1 else map(function, items)
         bar = tqdm(found, desc=progress, total=len(items), unit=unit, disable=not progress, delay=1, leave=False)
         try:
             return list(bar)

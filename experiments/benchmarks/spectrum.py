@@ -221,9 +221,13 @@ def pair(given: argparse.Namespace, folder: Path) -> list[Row]:
 
     if given.weightwatcher:
         sides["weightwatcher"] = watched
-    taken = medians({name: side for name, side in sides.items() if name in ("ours", *given.only)}, given.repeats)
-    cases = [case for case in PAIR if case in given.only]
-    return [row(case, peers[case], taken["ours"] if case in taken else None, taken.get(case)) for case in cases]
+    found = []
+    for case in (case for case in PAIR if case in given.only):
+        # Each peer by itself: what another leaves in the allocator is not its doing.
+        both = {name: sides[name] for name in ("ours", case) if name in sides}
+        taken = medians(both, given.repeats) if case in both else {}
+        found.append(row(case, peers[case], taken.get("ours"), taken.get(case)))
+    return found
 
 
 def one_of_each(given: argparse.Namespace) -> list[Row]:

@@ -2,13 +2,16 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from analysis import cache
 from analysis.checkpoints import Stored, header, read_json
+from analysis.naming import module_of
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import Pair, RunFolder
 
@@ -70,18 +73,12 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
     stored = [tensor for path in weights for tensor in header(path)[0].values()]
     if any(tensor.dtype not in ("F32", "F64") for tensor in stored):
         return {}
-    shapes = {tensor.name.removesuffix(".weight"): tensor.shape for tensor in stored}
-    of_matrix = {name: [f for f in cycles if any(_is_of(name, key) for key in f["scales"])] for name in shapes}
+    shapes = {module_of(tensor.name): tensor.shape for tensor in stored}
+    pairs = Counter(key.rpartition(".")[0] for facts in cycles for key in facts["scales"])
     rank = run.config.low_rank.rank if run.config.low_rank else 0
     return {
-        name: Factors(
-            rank * sum(_is_of(name, key) for facts in mine for key in facts["scales"]),
-            (shapes[name][0], shapes[name][1]),
-            files,
-            lambda name=name: list(run.pairs(name, cycles)),  # type: ignore[misc]
-        )
-        for name, mine in of_matrix.items()
-        if mine
+        name: Factors(rank * times, (shapes[name][0], shapes[name][1]), files, partial(_pairs, run, name, cycles))
+        for name, times in pairs.items()
     }
 
 
@@ -151,5 +148,5 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _is_of(matrix: str, key: str) -> bool:
-    return key.rpartition(".")[0] == matrix
+def _pairs(run: RunFolder, name: str, cycles: list[dict[str, Any]]) -> list[Pair]:
+    return list(run.pairs(name, cycles))

@@ -66,8 +66,8 @@ def upper_end(found: pd.DataFrame) -> float:
     """Where bins that suit these spectra end: at the paper's 2, or where that shows nothing at another round number.
 
     It is 2 if a quarter of the values lies between 0.2 and 2; else the bins hold 99.9 % of the values, if that leaves
-    fewer of them in the first or beyond the last. Of all labels and panels together, without
-    those that are 0 to rounding (≤ eps32·max(rows, cols)·σ1).
+    fewer of them in the first or beyond the last. Of all labels and panels together, without those that are 0 to
+    rounding (≤ eps32·max(rows, cols)·σ1).
     """
     rows = found.dropna(subset="sigma")
     matrix = [name for name in ("label", "seed", "run", "matrix") if name in rows]

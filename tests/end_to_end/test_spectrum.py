@@ -1,10 +1,12 @@
 """Two ends of a run, or of two runs, as spectra: from Python and by `relora-lab spectrum`."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import changed, tiny_tables
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from analysis import spectra
 from analysis.checkpoints import open_checkpoint
@@ -60,3 +62,40 @@ def test_spectrum_takes_thresholds_and_two_ends(folder, tmp_path, capsys):
         assert (code, out, len(err.splitlines())) == (2, "", 1), refused
     code, _, err = run(capsys, "spectrum", second)
     assert (code, "is no run folder" in err) == (2, True)
+
+
+def test_a_runs_factors_stand_for_its_weights_while_both_are_what_it_wrote(folder, tmp_path):
+    path = shutil.copytree(folder / "relora-seed0", tmp_path / "run")
+    known, dense = spectra.compare(path, path), spectra.compare(path, path, method="gram")
+    assert (set(known.matrices["source"]), set(dense.matrices["source"])) == ({"factors"}, {"weights"})
+    np.testing.assert_allclose(
+        known.spectra["sigma"], dense.spectra["sigma"], atol=1e-6 * dense.spectra["sigma"].max()
+    )
+    assert (known.spectra.query("index >= 6")["sigma"] == 0).all()  # three cycles of rank 2
+    full = folder / "full-seed0"
+    assert set(spectra.compare(full, full).matrices["source"]) == {"weights"}
+    between = spectra.compare(path, full)
+    assert set(between.matrices["source"]) == {"weights"}
+    for changed_file in ("cycles/0002.json", "cycles/0002.safetensors", "final/model.safetensors"):
+        file = path / changed_file
+        written = file.read_bytes()
+        if file.suffix == ".json":
+            file.write_bytes(written + b"\n")
+        else:
+            save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
+        found = spectra.compare(path, path)
+        assert set(found.matrices["source"]) == {"weights"}
+        same = np.allclose(found.spectra["sigma"], dense.spectra["sigma"])
+        assert same == changed_file.startswith("cycles")
+        file.write_bytes(written)
+    assert set(spectra.compare(path, path).matrices["source"]) == {"factors"}
+
+
+def test_spectra_over_training_end_with_those_of_the_run(tmp_path):
+    path = train.run(changed(tiny_tables(), training={"snapshot_every": 15}), tmp_path / "run")
+    found = spectra.over_training(path)
+    assert list(found["step"].unique()) == [30, 45, 60]
+    ranks = found[found["sigma"] > 1e-5].groupby(["step", "matrix"]).size().groupby("step").unique()
+    assert {step: list(rank) for step, rank in ranks.items()} == {30: [2], 45: [4], 60: [6]}
+    last = found[found["step"] == 60]["sigma"].to_numpy()
+    np.testing.assert_allclose(last, spectra.of_run(path).spectra["sigma"], atol=1e-6)

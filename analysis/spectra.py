@@ -15,6 +15,7 @@ from analysis.cache import Cache, Measured, sha256
 from analysis.matching import Matched, Matrix, match_models
 from analysis.naming import Selection
 from analysis.singular import NotFinite, factored_singular_values, frobenius, singular_values, worthwhile
+from analysis.tied import is_telling
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import RunFolder
 
@@ -180,7 +181,8 @@ def _of_matrix(matrix: Matrix, method: Method, device: str, cache: Cache | None)
     factors = matrix.factors if method == "auto" or matrix.final is None else None
     if factors and matrix.final is not None and not worthwhile(factors.rank, matrix.rows, matrix.cols):
         factors = None
-    how = f"{'factors' if factors else 'weights'} {method.replace('auto', 'gram')} {torch.device(device).type}"
+    by_weights = f"weights {method.replace('auto', 'gram')} {torch.device(device).type}"
+    how = f"factors {method}" if factors else by_weights
     found = cache.get(matrix.files, how, matrix.name) if cache else None
     if found is None:
         found = _of_factors(matrix, method) if factors else _of_weights(matrix, method, device)
@@ -230,11 +232,8 @@ def _refuse_copies(matrices: Sequence[Matrix], measured: Sequence[Measured]) -> 
         alike = seen.setdefault((matrix.rows, matrix.cols, found.rms, float(found.sigma.sum())), matrix)
         if alike is not matrix and matrix.final and alike.final and found.sigma.any():
             mine, other = matrix.ends(), alike.ends()
-            same = torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1])
-            same = same and len(mine[0].unique()) > min(mine[0].numel(), 256) / 2  # all zero, say, is no copy
-            require(
-                not same, f"{matrix.name} and {alike.name} are copies of one matrix, which would be counted twice"
-            )
+            same = is_telling(mine[0]) and all(map(torch.equal, mine, other))
+            require(not same, f"{matrix.name} and {alike.name} are copies of one matrix, and would be counted twice")
 
 
 def _not_finite(matrix: Matrix, source: str, entries: int) -> Measured:

@@ -353,11 +353,12 @@ def test_constant_and_tiny_matrices_are_no_copies(tmp_path):
     ends = []
     for name, value in (("a", 0.0), ("b", 1.0)):
         tensors = {f"layers.{n}.gate.weight": torch.full((1, 2), 1 + value) for n in (0, 1)}
+        tensors |= {f"layers.{n}.scale.weight": torch.full((1, 1), 1 + value) for n in (0, 1)}
         tensors |= {f"{side}.weight": torch.eye(8) * value for side in ("left", "right")}
         tensors |= {"layers.0.q_proj.weight": torch.eye(8) * value, "layers.1.q_proj.weight": torch.eye(8) * value}
         save_file(tensors, tmp_path / f"{name}.safetensors")
         ends.append(tmp_path / f"{name}.safetensors")
-    assert len(compare(*ends, match="*").matrices) == 6
+    assert len(compare(*ends, match="*").matrices) == 8
 
 
 def test_one_side_tells_how_the_other_is_stored(tmp_path):

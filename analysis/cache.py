@@ -72,13 +72,18 @@ class Cache:
                     files.write_text(_note(about), found)
 
 
+def stamp(path: Path) -> tuple[object, ...]:
+    """What stays the same as long as nobody writes to the file."""
+    facts = path.stat()
+    return str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
 def sha256(path: Path) -> str:
     """Hash of a file's content, in hex; remembered as long as its size, its times and its place stay the same.
 
     In this process, and where a Cache is saved, in the next one.
     """
-    facts = path.stat()
-    about = (str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+    about = stamp(path)
     if about not in _hashes:
         noted = ""
         with contextlib.suppress(OSError, ValueError):

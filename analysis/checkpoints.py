@@ -4,7 +4,6 @@ A checkpoint is a run folder, a Hugging Face folder (one safetensors file or sev
 the name of a model on the Hugging Face hub. Pickles are never opened. PEFT adapters are read in factors.py.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from relora_lab import files
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import RunFolder
 
@@ -93,7 +93,7 @@ def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
     path = locate(path)
     run = RunFolder(path)
     folder = run.weights(which) if run.started else path
-    config = read_json((folder if folder.is_dir() else folder.parent) / "config.json")
+    config = files.read_json((folder if folder.is_dir() else folder.parent) / "config.json")
     quantised = config.get("quantization_config")
     if quantised is not None:
         kind = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
@@ -126,16 +126,6 @@ def header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     return tensors, {alias: kept for alias, kept in about.items() if kept in tensors and alias not in tensors}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file. Raises BadInput for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: is damaged ({one_line(error)})") from None
-    require(isinstance(found, dict), f"{path}: is damaged (no JSON object)")
-    return dict(found)
-
-
 def _from_hub(repository: str, revision: str | None = None) -> Path:
     """The local copy of what a model on the hub is made of, and of nothing else that lies beside it."""
     from huggingface_hub import snapshot_download  # takes a while to import
@@ -145,7 +135,7 @@ def _from_hub(repository: str, revision: str | None = None) -> Path:
         return Path(found)
 
     folder = fetched("config.json", INDEX, "adapter_config.json")
-    named = set(map(str, read_json(folder / INDEX).get("weight_map", {}).values()))
+    named = set(map(str, files.read_json(folder / INDEX).get("weight_map", {}).values()))
     fetched(*(named or {"model.safetensors", "adapter_model.safetensors"}))
     return folder if list(folder.glob("*.safetensors")) else fetched("*.safetensors")
 
@@ -155,7 +145,7 @@ def _shards(path: Path) -> list[Path]:
     if path.is_file() or (path / "model.safetensors").exists():
         return [path if path.is_file() else path / "model.safetensors"]
     require(path.is_dir(), f"{path}: is neither a file nor a folder")
-    index = read_json(path / INDEX).get("weight_map")
+    index = files.read_json(path / INDEX).get("weight_map")
     if index:
         return _indexed(path, index)
     shards = sorted(path.glob("*.safetensors"))

@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.checkpoints import ROUNDING
-from analysis.naming import role_key
+from analysis.naming import MATRIX, role_key
 from analysis.spectra import Comparison
 from analysis.spectra import of_run as comparison_of
 from relora_lab.runs import RunFolder
 
-MATRIX = ["matrix", "layer", "role", "rows", "cols"]
 EPS32 = float(np.finfo(np.float32).eps)
 MEASURES = {  # of rank_measures, with their dtypes
     "numerical_rank": "Int64",

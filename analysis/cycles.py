@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.counts import EPS32, MATRIX
-from analysis.subspaces import OVERLAP, SIDES, frame, overlap, place
+from analysis.cache import stamp
+from analysis.counts import EPS32
+from analysis.naming import MATRIX, identity
+from analysis.subspaces import OVERLAP, SIDES, frame, overlap
 from relora_lab import sizes
 from relora_lab.runs import Pair, RunFolder
 
 CYCLES = [*MATRIX, "cycle", "next_cycle", "side", "rank", "next_rank", *OVERLAP, "energy", "energy_chance"]
 
 
-def cycle_overlaps(run: "str | Path") -> pd.DataFrame:
+def cycle_overlaps(run: str | Path) -> pd.DataFrame:
     """Do a cycle's factors find the subspace of those before? Two rows (sides) a factored matrix and pair of cycles.
 
     The test of P1's Section 3, that old optimizer states guide new factors into the old subspace. A cycle's update
@@ -28,7 +30,7 @@ def cycle_overlaps(run: "str | Path") -> pd.DataFrame:
     Only cycles since the reference step count.
 
     Columns: matrix, layer, role, rows, cols, cycle, next_cycle, side, rank (of the earlier update), next_rank,
-    largest_cosine, overlap and chance (above; NaN beside an update that is 0), energy (share of the next
+    largest_cosine, overlap and chance (as in subspaces.py; NaN beside an update that is 0), energy (share of the next
     update's ‖·‖_F² in the earlier one's subspace), energy_chance (rank / n). Bases are computed from the factors;
     directions below eps32·Σ|scale|·‖B‖_F·‖A‖_F, which float32 factors cannot tell, count as none. Empty where no two
     updates follow one another. Values of factors that are not finite are missing.
@@ -41,7 +43,7 @@ def cycle_overlaps(run: "str | Path") -> pd.DataFrame:
         matrix = places[name]
         updates = ((life[-1]["cycle"], _update(_pairs(folder, name, life))) for life in lives)
         for (cycle, earlier), (next_cycle, later) in pairwise(updates):
-            about = place(matrix) | {"cycle": cycle, "next_cycle": next_cycle}
+            about = identity(matrix) | {"cycle": cycle, "next_cycle": next_cycle}
             rows += [about | {"side": side} | _cycle_overlap(earlier, later, side) for side in SIDES]
     return frame(rows, CYCLES)
 
@@ -51,11 +53,8 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
     Empty where no run has two factored cycles.
     """
-    frames = [
-        _of_run(run.path, _state(run.path)).assign(label=run.label, seed=run.seed, run=run.run)
-        for run in runs.itertuples()
-    ]
-    frames = [frame for frame in frames if len(frame)]
+    frames = [_of_run(run.path).assign(label=run.label, seed=run.seed, run=run.run) for run in runs.itertuples()]
+    frames = [found for found in frames if len(found)]
     found = pd.concat(frames) if frames else pd.DataFrame(columns=[*CYCLES, "step", "label", "seed", "run"])
     return found.astype({"label": runs["label"].dtype, "side": pd.CategoricalDtype(SIDES, ordered=True)})
 
@@ -109,13 +108,12 @@ def _cycle_overlap(earlier: _Update | None, later: _Update | None, side: str) ->
     return found
 
 
-def _state(path: str) -> tuple[tuple[str, int, int], ...]:
-    files = sorted(Path(path).glob("cycles/*"))
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+def _of_run(path: str) -> pd.DataFrame:
+    return _at_steps(path, tuple(map(stamp, RunFolder(path).all_cycle_files)))
 
 
 @lru_cache(maxsize=256)
-def _of_run(path: str, state: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
+def _at_steps(path: str, files: tuple[tuple[object, ...], ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     ends = {facts["cycle"]: facts["end"] for facts in RunFolder(path).cycle_facts()}
     found = cycle_overlaps(path)
     return found.assign(step=found["next_cycle"].map(ends))

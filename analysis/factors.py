@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis import cache
-from analysis.checkpoints import Stored, header, read_json
+from analysis.checkpoints import Stored, header
 from analysis.naming import module_of
+from relora_lab import files
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import Pair, RunFolder
 
@@ -65,9 +66,9 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
     checked = run.status.get("identity_deviation")
     if not cycles or not all(facts["factored"] for facts in cycles) or checked is None or not math.isfinite(checked):
         return {}
-    files = tuple(file for facts in cycles for file in run.cycle_files(facts))  # factors and scales
+    sources = tuple(file for facts in cycles for file in run.cycle_files(facts))  # factors and scales
     weights = [path for which in ("warm_start", "final") for path in run.weights(which).glob("*.safetensors")]
-    for file in [*weights, *files]:
+    for file in [*weights, *sources]:
         if not file.exists() or run.manifest.get(file.relative_to(run.path).as_posix()) != cache.sha256(file):
             return {}
     stored = [tensor for path in weights for tensor in header(path)[0].values()]
@@ -77,7 +78,7 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
     pairs = Counter(key.rpartition(".")[0] for facts in cycles for key in facts["scales"])
     rank = run.config.low_rank.rank if run.config.low_rank else 0
     return {
-        name: Factors(rank * times, (shapes[name][0], shapes[name][1]), files, partial(_pairs, run, name, cycles))
+        name: Factors(rank * times, (shapes[name][0], shapes[name][1]), sources, partial(_pairs, run, name, cycles))
         for name, times in pairs.items()
     }
 
@@ -89,7 +90,7 @@ def is_adapter(path: Path) -> bool:
 
 def of_adapter(path: Path) -> Adapter:
     """A PEFT LoRA adapter, its headers read. Raises BadInput where it is not W + scale·B·A on the base model's W."""
-    settings = read_json(path / CONFIG)
+    settings = files.read_json(path / CONFIG)
     kind = settings.get("peft_type")
     require(kind == "LORA", f"{path}: is an adapter of type {kind}; of PEFT's only LORA adds known products to W")
     merge = "merge it (merge_and_unload), save the model and compare that"
@@ -137,8 +138,8 @@ def _product(settings: Mapping[str, Any], path: Path, module: str, B: Stored, A:
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise BadInput(f"{path / CONFIG}: lora_alpha or alpha_pattern: {one_line(error)}") from None
     require(math.isfinite(scale), f"{path / CONFIG}: lora_alpha: expected a finite number, got {scale}")
-    files = (B.file, path / CONFIG)  # which has the scale
-    return Factors(A.shape[0], (B.shape[0], A.shape[1]), files, lambda: [(B.read(), A.read(), scale)])
+    sources = (B.file, path / CONFIG)  # which has the scale
+    return Factors(A.shape[0], (B.shape[0], A.shape[1]), sources, lambda: [(B.read(), A.read(), scale)])
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 
 from relora_lab.errors import require
 
+MATRIX = ["matrix", "layer", "role", "rows", "cols"]  # columns that tell matrices apart
 ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
-SYNONYMS = {"q": "query", "k": "key", "v": "value"}
+ORDER = {role: number for number, role in enumerate(ROLES)} | {"query": 0, "key": 1, "value": 2}
 BLOCK = re.compile(r"(?:^|[._])([0-9]{1,9})(?=\.)")  # layers.3., encoder_layer_3.
 NO_LINEAR_MAP = re.compile(r"(^|_)(embed|relative|pos|position|rotary)")
 Place = tuple[str, int, str]  # module, layer, role
@@ -57,9 +58,12 @@ def layers_of(texts: Iterable[str]) -> list[int]:
 
 def role_key(role: str) -> tuple[int, str]:
     """Sorts roles as a block runs them: q, k, v, o, gate, up, down (and query, key, value), then others by name."""
-    known = [*ROLES, *SYNONYMS.values()]
-    order = [*range(len(ROLES)), *(ROLES.index(short) for short in SYNONYMS)]
-    return order[known.index(role)] if role in known else len(ROLES), role
+    return ORDER.get(role, len(ROLES)), role
+
+
+def identity(matrix: Any) -> dict[str, Any]:
+    """What tells a matrix (of matching or of relora_lab.sizes) apart in a row: MATRIX."""
+    return dict(zip(MATRIX, (matrix.name, matrix.layer, matrix.role, matrix.rows, matrix.cols), strict=True))
 
 
 def module_of(name: str) -> str:

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from analysis import parallel
-from analysis.cache import Cache, Measured, sha256
+from analysis.cache import Cache, Measured, sha256, stamp
 from analysis.matching import Matched, Matrix, match_models
-from analysis.naming import Selection
+from analysis.naming import MATRIX, Selection, identity
 from analysis.singular import NotFinite, factored_singular_values, frobenius, singular_values, worthwhile
 from analysis.tied import is_telling
 from relora_lab.errors import BadInput, one_line, require
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FIRST = ["label", "seed", "run"]
-COLUMNS = ["matrix", "layer", "role", "rows", "cols", "index", "sigma"]
+COLUMNS = [*MATRIX, "index", "sigma"]
 Method = Literal["auto", "gram", "svd"]
 
 
@@ -111,8 +111,8 @@ def compare_matched(
 def of_run(run: str | Path) -> Comparison:
     """`compare` of a finished run's warm_start/ and final/; a second look at the same weights costs nothing."""
     folder = RunFolder(run)
-    weights = [path.stat() for end in ("warm_start", "final") for path in sorted(folder.weights(end).iterdir())]
-    return _of_run(folder.path, tuple((facts.st_mtime_ns, facts.st_size) for facts in weights))
+    weights = [file for end in ("warm_start", "final") for file in sorted(folder.weights(end).iterdir())]
+    return _of_run(folder.path, tuple(map(stamp, [*weights, *folder.all_cycle_files])))
 
 
 def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -146,14 +146,14 @@ def over_training(run: str | Path) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=256)
-def _of_run(path: Path, weights: tuple[tuple[int, int], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
+def _of_run(path: Path, files: tuple[tuple[object, ...], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
     return compare(path, path)
 
 
 def _check_device(device: str) -> None:
     try:
         torch.zeros(1, dtype=torch.float64, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {device}: cannot compute in float64 here ({one_line(error)})") from None
 
 
@@ -242,8 +242,7 @@ def _not_finite(matrix: Matrix, source: str, entries: int) -> Measured:
 
 def _facts(matrix: Matrix, found: Measured) -> dict[str, Any]:
     return {
-        "matrix": matrix.name,
-        **{name: getattr(matrix, name) for name in COLUMNS[1:5]},
+        **identity(matrix),
         "dtype": matrix.dtype,
         "source": found.source,
         "rms": found.rms,
@@ -255,5 +254,5 @@ def _facts(matrix: Matrix, found: Measured) -> dict[str, Any]:
 def _rows(matrices: pd.DataFrame, sigmas: Sequence[np.ndarray]) -> pd.DataFrame:
     """A row a singular value: what identifies its matrix, index and sigma."""
     lengths = [len(sigma) for sigma in sigmas]
-    rows = matrices[COLUMNS[:5]].loc[np.repeat(matrices.index, lengths)].reset_index(drop=True)
+    rows = matrices[MATRIX].loc[np.repeat(matrices.index, lengths)].reset_index(drop=True)
     return rows.assign(index=np.concatenate([np.arange(n) for n in lengths]), sigma=np.concatenate(sigmas))

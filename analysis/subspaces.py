@@ -8,7 +8,7 @@ max(p, q) / n, is its expectation where one of them is uniformly random, since E
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from analysis.counts import EPS32, MATRIX
+from analysis.counts import EPS32
+from analysis.matching import Matrix
+from analysis.naming import MATRIX, identity
 from analysis.singular import chunks, gram, power_of_two
-from relora_lab import sizes
-
-if TYPE_CHECKING:
-    from analysis.matching import Matrix
 
 SIDES = ["out", "in"]
 OVERLAP = ["largest_cosine", "overlap", "chance"]
@@ -84,7 +82,7 @@ def singular_vectors(delta: Tensor, top: int) -> tuple[np.ndarray, np.ndarray, n
     return U, sigma[order] * scale, V
 
 
-def delta_overlaps(first: "Sequence[Matrix]", second: "Sequence[Matrix]", top: int = 16) -> pd.DataFrame:
+def delta_overlaps(first: Sequence[Matrix], second: Sequence[Matrix], top: int = 16) -> pd.DataFrame:
     """Do two ΔW have their largest singular directions in common? Two rows (sides) a matrix, matched by name.
 
     Columns: matrix, layer, role, rows, cols, side, top, rank and other_rank (how many directions were compared: fewer
@@ -102,7 +100,7 @@ def delta_overlaps(first: "Sequence[Matrix]", second: "Sequence[Matrix]", top: i
     return frame([row for m in first for row in _delta_overlaps(m, others[m.name], top)], DELTAS)
 
 
-def alignment(matrices: "Sequence[Matrix]", top: int = 16) -> pd.DataFrame:
+def alignment(matrices: Sequence[Matrix], top: int = 16) -> pd.DataFrame:
     """How much of ΔW lies in the `top` leading singular directions of W_start; a row a matrix.
 
     Columns: matrix, layer, role, rows, cols, top, rank (k: fewer than `top` where W_start has fewer directions); and,
@@ -114,7 +112,7 @@ def alignment(matrices: "Sequence[Matrix]", top: int = 16) -> pd.DataFrame:
     return frame([_alignment(matrix, top) for matrix in matrices], ALIGNMENT)
 
 
-def intruder_dimensions(matrices: "Sequence[Matrix]", top: int = 10, epsilon: float = 0.5) -> pd.DataFrame:
+def intruder_dimensions(matrices: Sequence[Matrix], top: int = 10, epsilon: float = 0.5) -> pd.DataFrame:
     """How many of W_final's `top` leading left singular vectors are like none of W_start's; a row a matrix.
 
     An intruder has |cos| < epsilon with every left singular vector of W_start (Shuttleworth et al. 2024, "LoRA vs
@@ -129,12 +127,11 @@ def intruder_dimensions(matrices: "Sequence[Matrix]", top: int = 10, epsilon: fl
     return frame([_intruders(matrix, top, epsilon) for matrix in matrices], INTRUDERS)
 
 
-def _delta_overlaps(matrix: "Matrix", other: "Matrix", top: int) -> list[dict[str, Any]]:
-    rows = [place(matrix) | {"side": side, "top": top} for side in SIDES]
+def _delta_overlaps(matrix: Matrix, other: Matrix, top: int) -> list[dict[str, Any]]:
+    rows = [identity(matrix) | {"side": side, "top": top} for side in SIDES]
     bases = []
     for one in (matrix, other):
-        start, final = one.ends()
-        delta = final - start
+        delta = one.delta()
         if not bool(delta.isfinite().all()):
             return rows
         bases.append(singular_vectors(delta, top)[::2])
@@ -143,8 +140,8 @@ def _delta_overlaps(matrix: "Matrix", other: "Matrix", top: int) -> list[dict[st
     return rows
 
 
-def _alignment(matrix: "Matrix", top: int) -> dict[str, Any]:
-    row = place(matrix) | {"top": top}
+def _alignment(matrix: Matrix, top: int) -> dict[str, Any]:
+    row = identity(matrix) | {"top": top}
     start, final = matrix.ends()
     delta = final - start
     if not bool(start.isfinite().all() and delta.isfinite().all()):
@@ -162,8 +159,8 @@ def _alignment(matrix: "Matrix", top: int) -> dict[str, Any]:
     return row
 
 
-def _intruders(matrix: "Matrix", top: int, epsilon: float) -> dict[str, Any]:
-    row = place(matrix) | {"top": top}
+def _intruders(matrix: Matrix, top: int, epsilon: float) -> dict[str, Any]:
+    row = identity(matrix) | {"top": top}
     start, final = matrix.ends()
     if not bool(start.isfinite().all() and final.isfinite().all()):
         return row
@@ -196,11 +193,6 @@ def _column_space(X: ArrayLike | Tensor) -> np.ndarray:
     U, sigma, _ = np.linalg.svd(W.double().cpu().numpy(), full_matrices=False)
     eps = np.finfo(np.float64).eps if exact else EPS32
     return U[:, sigma > eps * max(W.shape) * sigma[0]]
-
-
-def place(matrix: "Matrix | sizes.Matrix") -> dict[str, Any]:
-    """What identifies a matrix in a row."""
-    return dict(zip(MATRIX, (matrix.name, matrix.layer, matrix.role, matrix.rows, matrix.cols), strict=True))
 
 
 def frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

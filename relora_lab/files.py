@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from relora_lab.errors import FolderHeld
+from relora_lab.errors import BadInput, FolderHeld, one_line, require
 
 
 @contextmanager
@@ -68,6 +68,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file. Raises BadInput, naming it, for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: is damaged ({one_line(error)})") from None
+    require(isinstance(found, dict), f"{path}: is damaged (no JSON object)")
+    return dict(found)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

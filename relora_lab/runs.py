@@ -99,12 +99,12 @@ class RunFolder:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, device, corpus: what the run was made with."""
-        return self._read_json("environment.json")
+        return files.read_json(self.path / "environment.json")
 
     @property
     def status(self) -> dict[str, Any]:
         """state, step, heartbeat; reason where there is one."""
-        return self._read_json("status.json")
+        return files.read_json(self.path / "status.json")
 
     @property
     def state(self) -> str:
@@ -297,6 +297,11 @@ class RunFolder:
                     if key.rpartition(".")[0] == matrix:
                         yield file.get_tensor(f"{key}.B"), file.get_tensor(f"{key}.A"), scale
 
+    @property
+    def all_cycle_files(self) -> list[Path]:
+        """Those of all cycles, in order."""
+        return sorted(self.path.glob("cycles/*"))
+
     def cycle_files(self, facts: Mapping[str, Any]) -> tuple[Path, Path]:
         """Where the factor pairs of a cycle (from cycle_facts) are, and its facts."""
         pairs = self.path / "cycles" / f"{facts['cycle']:04d}.safetensors"
@@ -307,7 +312,7 @@ class RunFolder:
     @property
     def manifest(self) -> dict[str, Any]:
         """sha256 of every finished file, by its path in the folder."""
-        return self._read_json("manifest.json")
+        return files.read_json(self.path / "manifest.json")
 
     def record(self, *names: str) -> None:
         """Note the sha256 of finished files (all files of a folder) in manifest.json."""
@@ -323,12 +328,3 @@ class RunFolder:
         self.logs.sync()
         self.logs.close()
         self.record("config.toml", "environment.json", *(log.name for log in self.path.glob("*.jsonl")))
-
-    def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            found = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise BadInput(f"{path}: is damaged ({error})") from None
-        require(isinstance(found, dict), f"{path}: is damaged (no JSON object)")
-        return dict(found)

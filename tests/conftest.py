@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from hypothesis import settings
 
-from relora_lab import config
+from relora_lab import cli, config
 from relora_lab.settings import RunConfig
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=40)
@@ -58,6 +58,14 @@ def tiny_tables() -> dict[str, Any]:
         },
         "optimizer": {"lr": 3e-3, "low_rank_lr": 6e-3, "betas": [0.9, 0.95], "warmup_steps": 5},
     }
+
+
+def run(capsys: Any, *arguments: object) -> tuple[Any, str, str]:
+    """(exit code, stdout, stderr) of the command relora-lab."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
 
 
 def changed(table: dict[str, Any], **parts: dict[str, Any]) -> RunConfig:

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import changed
+from conftest import changed, run
 
-from relora_lab import cli, config
+from relora_lab import config
 from relora_lab.runs import RunFolder
 
 
@@ -18,14 +18,6 @@ def settings(tmp_path, tiny, monkeypatch):
     path = tmp_path / "run.toml"
     path.write_text(config.dumps(changed(tiny)))
     return path
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr)."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def test_help_needs_no_heavy_import():

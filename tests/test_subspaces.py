@@ -45,6 +45,9 @@ class Ends:
     def ends(self):
         return torch.tensor(self.start), torch.tensor(self.final)
 
+    def delta(self):
+        return torch.tensor(self.final) - torch.tensor(self.start)
+
 
 def gaussian(seed, *shape):
     """iid entries."""

@@ -60,32 +60,7 @@ VOCABULARY = 32000
 STD, MOVED = 0.02, 0.002  # standard deviation of the weights, and of what training added to them
 CYCLES = 4
 NOT_RUN = "not run (pip install weightwatcher in an environment of its own, pass its python)"
-WEIGHTWATCHER = """
-import json, sys, time
-import torch, weightwatcher
-from safetensors import safe_open
-from threadpoolctl import threadpool_limits
-
-def model(path, names):
-    layers = {}
-    with safe_open(path, "pt") as file:
-        for name in names:
-            weight = file.get_tensor(name)
-            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            layer.weight = torch.nn.Parameter(weight)
-            layers[name.replace(".", "_")] = layer
-    return torch.nn.ModuleDict(layers)
-
-names = json.load(open(sys.argv[1]))
-torch.set_num_threads(1)
-with threadpool_limits(1):
-    started = time.process_time()
-    start, final = (model(path, names) for path in sys.argv[2:])
-    # base_model goes to the constructor: analyze() ignores it without a model of its own
-    details = weightwatcher.WeightWatcher(model=final, base_model=start).analyze()
-    seconds = time.process_time() - started
-print(json.dumps([weightwatcher.__version__, seconds, list(details["sv_max"])]))
-"""
+WEIGHTWATCHER = Path(__file__).with_name("weightwatcher_peer.py")
 
 Row = dict[str, Any]
 Side = Callable[[], tuple[float, Any]]  # CPU seconds, and the largest singular values that it found
@@ -171,7 +146,7 @@ def weightwatcher(python: str, start: Path, final: Path, names: Sequence[str]) -
     """WeightWatcher's version, its CPU seconds and largest singular values, from a process of its own."""
     listed = start.with_name("names.json")
     listed.write_text(json.dumps(list(names)))
-    command = [python, "-c", WEIGHTWATCHER, str(listed), str(start), str(final)]
+    command = [python, str(WEIGHTWATCHER), str(listed), str(start), str(final)]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=start.parent)
     version, seconds, largest = json.loads(ended.stdout.splitlines()[-1])
     return version, seconds, largest

@@ -104,14 +104,20 @@ def test_a_warm_start_is_the_prefix_of_the_full_run(tmp_path, tiny):
     assert len(list((tmp_path / ".stages").iterdir())) == 2  # 0 to 20 is shared, 20 to 30 is new
 
 
-def test_each_full_rank_step_of_several_warm_starts_is_trained_once(tmp_path, tiny, monkeypatch):
-    full_rank, update = [], trainer.Trainer._update
+@pytest.fixture
+def full_rank(monkeypatch):
+    """The steps from which full-rank updates are made, as they come."""
+    steps, update = [], trainer.Trainer._update
 
     def counting(self):
-        full_rank.extend([self.state.step] if not self.state.layers else [])
+        steps.extend([self.state.step] if not self.state.layers else [])
         return update(self)
 
     monkeypatch.setattr(trainer.Trainer, "_update", counting)
+    return steps
+
+
+def test_each_full_rank_step_of_several_warm_starts_is_trained_once(tmp_path, tiny, full_rank):
     configs = [changed(tiny, training={"warm_start": warm_start}) for warm_start in (10, 24, 31)]
     shared = [train.run(config, tmp_path / f"run{i}") for i, config in enumerate(configs)]
     assert full_rank == list(range(31))
@@ -190,15 +196,8 @@ def test_a_snapshot_that_failed_is_there_when_the_run_went_on(tmp_path, tiny, mo
     assert manifest(out) == manifest(with_snapshots.path)
 
 
-def test_runs_with_and_without_snapshots_share_their_stages(tmp_path, tiny, monkeypatch):
+def test_runs_with_and_without_snapshots_share_their_stages(tmp_path, tiny, full_rank):
     """Cut at the reference step, 10, and at the end of the warm start, 20, from which snapshots are kept."""
-    full_rank, update = [], trainer.Trainer._update
-
-    def counting(self):
-        full_rank.extend([self.state.step] if not self.state.layers else [])
-        return update(self)
-
-    monkeypatch.setattr(trainer.Trainer, "_update", counting)
     configs = [changed(tiny, training={"reference_step": 10, "snapshot_every": every}) for every in (3, 7)]
     configs += [changed(tiny, training={"reference_step": 10})]
     runs = [RunFolder(train.run(config, tmp_path / f"run{i}")) for i, config in enumerate(configs)]

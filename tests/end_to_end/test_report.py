@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, changed, tiny_tables
+from conftest import ROOT, changed, run, tiny_tables
 from safetensors.torch import load_file, save_file
 
 from analysis import figures, load_runs, report, spectra, tables
 from analysis.counts import count_singular_values, numerical_ranks, rank_ceilings
 from analysis.norms import norm_traces
-from relora_lab import cli, train
+from relora_lab import train
 from relora_lab.errors import BadInput
 from relora_lab.runs import RunFolder
 
@@ -76,14 +76,6 @@ def cells(page):
     parser = Cells()
     parser.feed(page.read_text())
     return parser.found
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr)."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def test_load_runs_has_a_row_a_run_with_settings_status_and_results(folder):

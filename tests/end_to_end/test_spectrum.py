@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import changed, tiny_tables
+from conftest import changed, run, tiny_tables
 from safetensors.torch import load_file, save_file
 
 from analysis import spectra
 from analysis.checkpoints import open_checkpoint
-from relora_lab import cli, train
+from relora_lab import train
 
 FULL = {
     "method": {"name": "full"},
@@ -26,14 +26,6 @@ def folder(tmp_path_factory):
     for name, parts in {"full-seed0": FULL, "relora-seed0": {}}.items():
         train.run(changed(tiny_tables(), **parts), out / name)
     return out
-
-
-def run(capsys, *arguments):
-    """(exit code, stdout, stderr)."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
 
 
 def test_spectra_are_those_of_the_merged_weights(folder):

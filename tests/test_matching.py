@@ -1,12 +1,8 @@
 """Any two models: which matrices they share, as (out, in), by the names of any family; and when the answer is no."""
 
-import json
-
-import huggingface_hub
 import pytest
 import torch
-from safetensors.torch import save_file, save_model
-from torch import nn
+from checkpoint_files import block, model, pair
 
 from analysis import look
 from analysis.checkpoints import open_checkpoint
@@ -14,28 +10,6 @@ from analysis.matching import match_models
 from analysis.naming import Selection
 from analysis.spectra import compare, delta_spectra
 from relora_lab.errors import BadInput
-
-
-def model(folder, shapes, *, seed=0, config=None, **replaced):
-    """A Hugging Face folder of random tensors of these shapes; the seed changes what is in them."""
-    folder.mkdir()
-    random = torch.Generator().manual_seed(seed)
-    tensors = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
-    save_file(tensors | replaced.pop("tensors", {}), folder / "model.safetensors")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def pair(tmp_path, shapes, selection=None, **options):
-    """What two models of these shapes share."""
-    ends = [model(tmp_path / name, shapes, seed=seed, **options) for seed, name in enumerate(("start", "final"))]
-    return match_models(*ends, selection or Selection())
-
-
-def block(*parts, shape=(8, 8)):
-    return dict.fromkeys((f"{part}.weight" for part in parts), shape)
-
 
 GPT2 = {
     "h.0.attn.c_attn.weight": (8, 24),
@@ -177,60 +151,6 @@ def test_a_transposed_square_matrix_is_refused(tmp_path):
     compare(start, model(tmp_path / "c", shapes, seed=3))  # another model altogether is no transpose
 
 
-EMBEDDED = {"model.embed_tokens.weight": (20, 8), **block("model.layers.0.self_attn.q_proj")}
-TIED = {
-    "config": ({"tie_word_embeddings": True}, EMBEDDED, "*embed_tokens", "shared with the output head"),
-    "no head": ({"architectures": ["GPT2LMHeadModel"]}, EMBEDDED, "*embed_tokens", "shared with the output head"),
-    "not stored": (
-        {"tie_word_embeddings": True}, EMBEDDED, "lm_head", "no matrix is selected.*the head is tied",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", TIED)
-def test_tied_weights_are_left_out_and_refused_where_they_are_selected(tmp_path, case):
-    config, shapes, glob, message = TIED[case]
-    found = pair(tmp_path, shapes, config=config)
-    assert [m.role for m in found.matrices] == ["q"]
-    assert found.left_out == 1
-    with pytest.raises(BadInput, match=message):
-        match_models(tmp_path / "start", tmp_path / "final", Selection(match=(glob,)))
-
-
-def test_copies_of_tied_weights_are_found_by_what_is_in_them(tmp_path):
-    shapes = EMBEDDED | {"lm_head.weight": (20, 8)}
-    ends = []
-    for seed, name in enumerate(("a", "b")):
-        same = torch.randn(20, 8, generator=torch.Generator().manual_seed(seed))
-        both = {"model.embed_tokens.weight": same, "lm_head.weight": same.clone()}
-        ends.append(model(tmp_path / name, shapes, seed=seed, tensors=both))
-    for glob in ("lm_head", "*embed_tokens"):
-        with pytest.raises(BadInput, match="is shared with"):
-            match_models(*ends, Selection(match=(glob,)))
-    untied = [model(tmp_path / name, shapes, seed=seed) for seed, name in enumerate(("c", "d"))]
-    assert len(match_models(*untied, Selection(match=("lm_head", "*embed_tokens"))).matrices) == 2
-
-
-def test_a_matrix_that_two_layers_share_is_refused_however_it_was_saved(tmp_path):
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(3)])
-            self.layers[2].weight = self.layers[0].weight
-
-    for seed, name in enumerate(("a", "b")):
-        torch.manual_seed(seed)
-        both = Shared()
-        save_model(both, tmp_path / f"{name}.safetensors")
-        save_file({n: t.clone() for n, t in both.state_dict().items()}, tmp_path / f"{name}-copied.safetensors")
-    with pytest.raises(BadInput, match=r"layers\.0\.weight is shared with layers\.2\.weight"):
-        match_models(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    with pytest.raises(BadInput, match=r"layers\.2 and layers\.0 are copies of one matrix"):
-        compare(tmp_path / "a-copied.safetensors", tmp_path / "b-copied.safetensors")
-    only = Selection(match=("layers.1",))
-    assert len(match_models(tmp_path / "a.safetensors", tmp_path / "b.safetensors", only).matrices) == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32])
 def test_codes_that_cannot_be_subtracted_are_refused(tmp_path, dtype):
     shapes = block("layers.0.q_proj")
@@ -238,127 +158,6 @@ def test_codes_that_cannot_be_subtracted_are_refused(tmp_path, dtype):
     final = model(tmp_path / "b", shapes, tensors={"layers.0.q_proj.weight": torch.zeros(8, 8).to(dtype)})
     with pytest.raises(BadInput, match=r"b: layers\.0\.q_proj\.weight is stored as \w+, which cannot be subtracted"):
         match_models(start, final)
-
-
-def test_a_quantised_model_is_refused_whatever_its_tensors_are_called(tmp_path):
-    start = model(tmp_path / "a", block("layers.0.q_proj"))
-    final = model(tmp_path / "b", block("layers.0.q_proj"), config={"quantization_config": {"quant_method": "mxfp4"}})
-    with pytest.raises(BadInput, match=r"b: is quantised \(mxfp4\)"):
-        match_models(start, final)
-
-
-def test_an_index_names_the_shards_that_count(tmp_path):
-    folder = model(tmp_path / "a", block("layers.0.q_proj"))
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    save_file({"layers.0.k_proj.weight": torch.ones(8, 8)}, folder / "model-00002-of-00002.safetensors")
-    save_file({"layers.0.q_proj.weight": torch.ones(8, 8)}, folder / "consolidated.safetensors")
-    shards = {
-        f"layers.0.{role}_proj.weight": f"model-0000{n}-of-00002.safetensors" for n, role in ((1, "q"), (2, "k"))
-    }
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": shards}))
-    assert set(open_checkpoint(folder).tensors) == set(shards)
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"model-00002-of-00002\.safetensors: is missing"):
-        open_checkpoint(folder)
-    index.write_text(json.dumps({"weight_map": {"x": "../b/model.safetensors"}}))
-    with pytest.raises(BadInput, match="names a file elsewhere"):
-        open_checkpoint(folder)
-
-
-def test_a_name_is_looked_for_on_the_hub_and_only_its_model_is_fetched(tmp_path, monkeypatch):
-    shards = {"layers.0.q_proj.weight": "x.safetensors"}
-    whole, asked = model(tmp_path / "whole", block("layers.0.q_proj")), []
-    sharded = model(tmp_path / "sharded", block("layers.0.q_proj"))
-    (sharded / "model.safetensors").rename(sharded / "x.safetensors")
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-
-    def download(repository, *, revision, allow_patterns, ignore_patterns):
-        assert ignore_patterns == "*/*"
-        if repository == "no/such":
-            raise OSError("404: not there\nreally")
-        asked.append((repository, revision, allow_patterns))
-        return str(tmp_path / repository.removeprefix("org/"))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    for name in ("org/whole@v2", "org/sharded"):
-        assert set(open_checkpoint(name).tensors) == set(shards)
-    assert {(repository, revision) for repository, revision, _ in asked} == {
-        ("org/whole", "v2"),
-        ("org/sharded", None),
-    }
-    wanted = {repository: set(patterns) for repository, _, patterns in asked[1::2]}  # after the JSON files
-    assert wanted == {
-        "org/whole": {"model.safetensors", "adapter_model.safetensors"},
-        "org/sharded": {"x.safetensors"},
-    }
-    with pytest.raises(BadInput, match="no/such: no such file or folder, nor to be had from the hub: 404: not there"):
-        open_checkpoint("no/such")
-    monkeypatch.chdir(tmp_path)
-    for here in ("whole/nothing", tmp_path / "nothing", "../nothing"):  # what lies beside files that exist is no name
-        with pytest.raises(BadInput, match=r"no such file or folder$"):
-            open_checkpoint(here)
-    assert len(asked) == 4
-    assert whole.exists()
-
-
-def test_a_half_fetched_model_is_refused(tmp_path):
-    folder = model(tmp_path / "a", block("layers.0.q_proj"))
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    with pytest.raises(BadInput, match=r"shards are missing: model-00001-of-00002\.safetensors is one of 1"):
-        open_checkpoint(folder)
-    index = {
-        "layers.0.q_proj.weight": "model-00001-of-00002.safetensors",
-        "layers.1.q_proj.weight": "model-00001-of-00002.safetensors",
-    }
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(BadInput, match=r"index\.json names layers\.1\.q_proj\.weight, but .* holds none"):
-        open_checkpoint(folder)
-    save_file(
-        {"layers.0.k_proj.weight": torch.ones(8, 8)}, folder / "model.safetensors"
-    )  # what transformers would load
-    assert set(open_checkpoint(folder).tensors) == {"layers.0.k_proj.weight"}
-
-
-def test_what_is_no_model_is_refused(tmp_path):
-    start = model(tmp_path / "a", block("layers.0.q_proj"))
-    factors = {"base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2, 8)}
-    save_file(factors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "x.PT").write_bytes(b"")
-    for path, message in {
-        "/dev/null": "is neither a file nor a folder",
-        tmp_path / "adapter_model.safetensors": r"holds factors of an adapter .*; give the adapter's folder",
-        tmp_path / "x.PT": "pickle files are never loaded",
-    }.items():
-        with pytest.raises(BadInput, match=message):
-            match_models(start, path)
-    both = {"layers.0.q_proj": torch.ones(8, 8), "layers.0.q_proj.weight": torch.zeros(8, 8)}
-    for name in ("x", "y"):
-        save_file(both, tmp_path / f"{name}.safetensors")
-    with pytest.raises(BadInput, match=r"layers\.0\.q_proj and layers\.0\.q_proj\.weight are both there"):
-        match_models(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
-
-
-@pytest.mark.parametrize(
-    "name", ["tokens_embed", "word_embedding", "transformer.wte", "backbone.embeddings", "w", "encoder.table"]
-)
-def test_tied_embeddings_are_found_whatever_they_are_called(tmp_path, name):
-    shapes = {f"{name}.weight": (20, 8), **block("layers.0.q_proj")}
-    pair(tmp_path, shapes, config={"tie_word_embeddings": True, "vocab_size": 20})
-    with pytest.raises(BadInput, match="is shared with the output head"):
-        match_models(tmp_path / "start", tmp_path / "final", Selection(match=("*",)))
-
-
-def test_constant_and_tiny_matrices_are_no_copies(tmp_path):
-    ends = []
-    for name, value in (("a", 0.0), ("b", 1.0)):
-        tensors = {f"layers.{n}.gate.weight": torch.full((1, 2), 1 + value) for n in (0, 1)}
-        tensors |= {f"layers.{n}.scale.weight": torch.full((1, 1), 1 + value) for n in (0, 1)}
-        tensors |= {f"{side}.weight": torch.eye(8) * value for side in ("left", "right")}
-        tensors |= {"layers.0.q_proj.weight": torch.eye(8) * value, "layers.1.q_proj.weight": torch.eye(8) * value}
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-        ends.append(tmp_path / f"{name}.safetensors")
-    assert len(compare(*ends, match="*").matrices) == 8
 
 
 def test_one_side_tells_how_the_other_is_stored(tmp_path):

@@ -20,6 +20,8 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
+    precision: Literal["float32", "bf16-autocast", "bf16"] | None = None,
+    compile: bool = False,  # noqa: A002
     share: bool = True,
 ) -> int:
     """Train one run into a run folder.
@@ -29,11 +31,14 @@ def train(
         out: The run folder. Default: runs/METHOD-SIZE-SEED-DIGEST.
         resume: Go on with the run in that folder, from its newest checkpoint.
         overrides: Replace one setting, like method.rank=4. Can be given more than once.
+        precision: In place of training.precision.
+        compile: Set training.compile: a minute at each start, then faster steps.
         share: Share the full-rank beginning with other runs beside this one, through .stages/.
     """
     from relora_lab.config import load, run_name
 
-    run_config = load(config, overrides)
+    given = {"precision": precision, "compile": "true" if compile else None}
+    run_config = load(config, overrides + [f"training.{name}={value}" for name, value in given.items() if value])
     folder = Path("runs") / run_name(run_config) if out is None else out
     for warning in run_config.warnings():
         _say(f"note: {warning}")

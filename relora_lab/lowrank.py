@@ -1,17 +1,17 @@
 """The low-rank layer, y = xWᵀ + b + s·xAᵀBᵀ with W frozen, and putting it into and taking it out of a model."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relora_lab import methods, seeds
-from relora_lab.quantise import Kind, QuantisedWeight, frozen_linear, require_library
+from relora_lab.forms import Weight, low_rank_linear, merge, merging_pays
+from relora_lab.quantise import Kind, QuantisedWeight, require_library
 
 if TYPE_CHECKING:
     from relora_lab.methods._options import LowRankOptions
@@ -33,11 +33,15 @@ class LowRankLinear(nn.Module):
     It takes over the weight and bias of `base` (no copy) and freezes the weight. Factors have the weight's
     dtype and device. `split` makes them out of W (default: `random_factors`, LoRA's), and W − s·B·A is what is
     frozen beside them; with `whole` W is left as it is, and the function jumps. `quantise` holds the frozen weight as
-    "int8" or "nf4" codes. `alpha` defaults to the rank. Raises ValueError for a rank the matrix cannot have and
-    for a weight that is not finite.
+    "int8" or "nf4" codes. `alpha` defaults to the rank. How the product is computed depends on its shapes
+    (forms.py); `rebuild` keeps no W + s·B·A for the backward pass but makes it again, which codes always do.
+    Raises ValueError for a rank the matrix cannot have and for a weight that is not finite.
     """
 
     weight: Tensor | QuantisedWeight
+    rebuild = False
+    _passes = 1  # forward passes that see the weights as they are
+    _kept: dict[Any, Weight] | None = None  # where there are several: what they all multiply with
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class LowRankLinear(nn.Module):
         base.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._frozen(x, self.bias) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        return self._linear(x, self._weight_for(x), self.bias)
 
     @property
     def quantisation_error(self) -> float:
@@ -114,11 +118,43 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
 
-    def _frozen(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x Wᵀ + b."""
-        if isinstance(self.weight, QuantisedWeight):
-            return frozen_linear(x, self.weight, bias)
-        return F.linear(x, self.weight, bias)
+    def _linear(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        """x(W + s·B·A)ᵀ + b, in the dtype of the weight's tensor."""
+        dtype = weight.tensor.dtype
+        A, B = self.lora_A.to(dtype), self.lora_B.to(dtype)
+        return low_rank_linear(x.to(dtype), A, B, None if bias is None else bias.to(dtype), self.scale, weight)
+
+    @torch.no_grad()
+    def _weight_for(self, x: Tensor) -> Weight:
+        """What x is multiplied with, made of the weights as they are now."""
+        dtype, merged = _product_dtype(x, self.lora_A), self._merges(x.numel() // self.in_features)
+        if self._kept is None:
+            return self._make_weight(dtype, merged)
+        now = (dtype, merged, *(tensor._version for tensor in (self.lora_A, self.lora_B, *self._frozen())))
+        if now not in self._kept:
+            self._kept.clear()
+            self._kept[now] = self._make_weight(dtype, merged)
+        return self._kept[now]
+
+    def _merges(self, tokens: int) -> bool:
+        share = tokens / 2 if self._rebuilds else tokens * self._passes  # of one W + s·B·A
+        return merging_pays(share, self.out_features, self.in_features)
+
+    def _make_weight(self, dtype: torch.dtype, merged: bool) -> Weight:
+        read = self.weight.reader(dtype) if isinstance(self.weight, QuantisedWeight) else _as_it_is
+        make, parts = partial(_frozen_weight, read, dtype), self._frozen()
+        if merged:
+            make = partial(_merged_weight, read, self.scale)
+            parts = (self.lora_B.to(dtype), self.lora_A.to(dtype), *parts)
+        return Weight(make(*parts), merged, *((make, parts) if self._rebuilds else ()))
+
+    @property
+    def _rebuilds(self) -> bool:
+        return self.rebuild or isinstance(self.weight, QuantisedWeight)
+
+    def _frozen(self) -> tuple[Tensor, ...]:
+        """The tensors that W is held in."""
+        return (self.weight.codes, self.weight.scales) if isinstance(self.weight, QuantisedWeight) else (self.weight,)
 
     def _merged(self) -> Tensor:
         return self.frozen_weight() + self.update()
@@ -137,22 +173,24 @@ class LowRankLinear(nn.Module):
         if isinstance(self.weight, QuantisedWeight):
             self.weight.store(W)
         else:
-            self.weight.data.copy_(W)
+            self.weight.copy_(W)
 
 
 class RowScaledLinear(LowRankLinear):
     """y = (m/n)·x(W + s·B·A)ᵀ + b, with n the L2 norm of each row of W + s·B·A and m (out,) trained.
 
     n counts as a constant in the backward pass (DoRA, Liu et al. 2024, §4.3). m begins as W's row norms, so the
-    function is that of W.
+    function is that of W. W + s·B·A is made in any case, for its norms.
     """
 
     magnitude: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        direction = self._frozen(x) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
-        y = direction * (self.magnitude / self._norms().to(self.magnitude.dtype)).to(direction.dtype)
-        return y if self.bias is None else y + self.bias
+        weight = self._weight_for(x)
+        direction = self._linear(x, weight, None)
+        n = _row_norms(weight.tensor).to(self.magnitude.dtype)
+        y = direction * (self.magnitude / n).to(direction.dtype)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @_exactly()
     def restart(self, generator: torch.Generator | None = None) -> Mapping[nn.Parameter, Tensor]:
@@ -161,14 +199,12 @@ class RowScaledLinear(LowRankLinear):
         super().restart(generator)
         return {self.magnitude: turned}
 
-    @_exactly()
-    def _norms(self) -> Tensor:
-        """The L2 norm of each row of W + s·B·A, to divide by: of a row of zeros it is tiny."""
-        summed = self.frozen_weight() + self.update()
-        return torch.linalg.vector_norm(summed, dim=1).clamp_min(torch.finfo(summed.dtype).tiny)
+    def _merges(self, tokens: int) -> bool:  # noqa: ARG002
+        return True
 
     def _merged(self) -> Tensor:
-        return super()._merged() * (_wide(self.magnitude) / self._norms())[:, None]
+        summed = super()._merged()
+        return summed * (_wide(self.magnitude) / _row_norms(summed))[:, None]
 
     def _hold(self, W: Tensor) -> None:
         super()._hold(W)
@@ -189,6 +225,23 @@ def kaiming(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
     """U(−1/√cols, 1/√cols), drawn on the CPU in float32: the same numbers on every device."""
     bound = 1 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@contextmanager
+def unchanging(layers: Iterable[LowRankLinear], passes: int) -> Iterator[None]:
+    """Promise that no weight changes inside, in `passes` forward passes: W + s·B·A is then made once for all of them.
+
+    Without the promise it is made in every forward pass, and is never stale. An optimizer's step breaks it unseen
+    (a fused one changes parameters without their `_version`); any other change is noticed.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer._passes, layer._kept = passes, {} if passes > 1 and not layer._rebuilds else None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._passes, layer._kept = 1, None
 
 
 def wrap(
@@ -286,6 +339,31 @@ def _check_shared(model: nn.Module, name: str, linear: nn.Linear) -> None:
     others = [other for other, p in every if p is linear.weight and other != f"{name}.weight"]
     if others:
         raise ValueError(f"its weight is {others[0]} too, and cannot be frozen; exclude=['{name}'] leaves it out")
+
+
+def _product_dtype(x: Tensor, factor: Tensor) -> torch.dtype:
+    """Autocast's where it is on, as for a linear map."""
+    if torch.is_autocast_enabled(x.device.type) and factor.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return factor.dtype
+
+
+def _as_it_is(W: Tensor) -> Tensor:
+    return W
+
+
+def _frozen_weight(read: Callable[..., Tensor], dtype: torch.dtype, *frozen: Tensor) -> Tensor:
+    return read(*frozen).to(dtype)
+
+
+def _merged_weight(read: Callable[..., Tensor], scale: float, B: Tensor, A: Tensor, *frozen: Tensor) -> Tensor:
+    return merge(read(*frozen), B, A, scale)
+
+
+def _row_norms(W: Tensor) -> Tensor:
+    """The L2 norm of each row, in float32 or wider, to divide by: of a row of zeros it is tiny."""
+    norms = torch.linalg.vector_norm(W, dim=1, dtype=torch.promote_types(W.dtype, torch.float32))
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relora_lab import data, seeds
+from relora_lab.cross_entropy import mean_cross_entropy
 from relora_lab.data import Corpus
+from relora_lab.lowrank import low_rank_layers, unchanging
 from relora_lab.settings import RunConfig
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -65,14 +67,17 @@ class LanguageModelling:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         total, tokens = 0.0, 0
-        for batch in batches:
-            predicted = batch[:, 1:].numel()
-            total += float(loss(model, batch.to(device))) * predicted
-            tokens += predicted
+        with unchanging(low_rank_layers(model).values(), passes=len(batches)):
+            for batch in batches:
+                predicted = batch[:, 1:].numel()
+                total += float(loss(model, batch.to(device))) * predicted
+                tokens += predicted
         model.train(training)
         return Evaluation(total / tokens, tokens)
 
 
 def _cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:
-    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    language_model: Any = model
+    hidden = language_model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
+    head = language_model.get_output_embeddings().weight
+    return mean_cross_entropy(hidden.flatten(0, 1), head, batch[:, 1:].flatten())

@@ -1,15 +1,14 @@
-"""Frozen weights held as 8-bit or 4-bit codes, and the linear map that reads them (codecs: bitsandbytes)."""
+"""Frozen weights held as 8-bit or 4-bit codes (codecs: bitsandbytes)."""
 
 import functools
 import logging
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from relora_lab.errors import BadInput
 
@@ -58,7 +57,11 @@ class QuantisedWeight(nn.Module):
     @torch.no_grad()
     def dequantise(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out, in), a new tensor in `dtype` (default: that of the weight it was made from)."""
-        return _dequantise(self.codes, self.scales, self.kind, self.shape, dtype or self.dtype)
+        return self.reader(dtype or self.dtype)(self.codes, self.scales)
+
+    def reader(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+        """What makes W of `codes` and `scales`, by no other state of this module."""
+        return functools.partial(_dequantise, kind=self.kind, shape=self.shape, dtype=dtype)
 
     @torch.no_grad()
     def store(self, weight: Tensor) -> float:
@@ -100,21 +103,6 @@ class QuantisedWeight(nn.Module):
         return self
 
 
-def frozen_linear(x: Tensor, quantised: QuantisedWeight, bias: Tensor | None = None) -> Tensor:
-    """y = xWᵀ + b for x (…, in), in x's dtype or autocast's; W gets no gradient.
-
-    W is dequantised to that dtype, once in the forward and once more in the backward pass, and never kept:
-    autograd holds on to the codes and scales alone. A `store` in between makes the backward pass raise.
-    """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    result: Tensor = _FrozenLinear.apply(x, bias, quantised.codes, quantised.scales, quantised.kind, quantised.shape)
-    return result
-
-
 def require_library(kind: str) -> None:
     """Raise BadInput, with the fix, unless what quantises to `kind` ("int8" or "nf4") is installed."""
     if kind not in ("int8", "nf4"):
@@ -124,27 +112,6 @@ def require_library(kind: str) -> None:
     except ImportError:
         fix = "pip install 'relora-lab[quant]'"
         raise BadInput(f"method.quantise = {kind!r} needs bitsandbytes, which is not installed: {fix}") from None
-
-
-class _FrozenLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, codes: Tensor, scales: Tensor, kind: Kind, shape: torch.Size
-    ) -> Tensor:
-        ctx.save_for_backward(codes, scales)
-        ctx.kind, ctx.shape = kind, shape
-        return F.linear(x, _dequantise(codes, scales, kind, shape, x.dtype), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        of_x = of_bias = None
-        if ctx.needs_input_grad[0]:
-            codes, scales = ctx.saved_tensors
-            of_x = gradient @ _dequantise(codes, scales, ctx.kind, ctx.shape, gradient.dtype)
-        if ctx.needs_input_grad[1]:
-            of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
-        return of_x, of_bias, None, None, None, None
 
 
 def _dequantise(codes: Tensor, scales: Tensor, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -138,6 +138,8 @@ class Training:
     threads: int = 1
     device: str = "cpu"
     precision: Literal["float32", "bf16-autocast", "bf16"] = "float32"
+    compile: bool = False  # torch.compile the model: a minute at each start, then faster steps
+    rebuild_weights: bool = False  # keep no W + s·B·A for the backward pass: less memory, slower
     gradient_checkpointing: bool = False  # keep only each block's input, compute the rest again in the backward pass
     micro_batches: int = 1  # gradient accumulation: the batch is split into so many parts
     eval_every: int = 1000

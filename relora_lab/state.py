@@ -82,6 +82,8 @@ def initial(config: RunConfig, vocab_size: int) -> TrainState:
     )
     if training.gradient_checkpointing:
         models.checkpoint_blocks(model)
+    if training.compile:
+        model.base_model.compile()
     # Before the low-rank phase every method trains at full rank, with AdamW.
     begins_with = full.Options() if config.low_rank else config.method
     return TrainState(config, model, begins_with.optimizer(model, config.optimizer))
@@ -89,7 +91,10 @@ def initial(config: RunConfig, vocab_size: int) -> TrainState:
 
 def begin_low_rank(state: TrainState, method: LowRankOptions) -> None:
     """Wrap the model, with a fresh optimizer for all that is still trained: P1 Algorithm 1, lines 4 to 9."""
-    state.layers = lowrank.wrap_with(method, state.model, seed=state.config.training.seed)
+    training = state.config.training
+    state.layers = lowrank.wrap_with(method, state.model, seed=training.seed)
+    for layer in state.layers.values():
+        layer.rebuild = training.rebuild_weights
     state.optimizer = method.optimizer(state.model, state.config.optimizer)
     state.begin_cycle(factors_count=not method.keeps_function)
 

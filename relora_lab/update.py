@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from relora_lab.lowrank import unchanging
 from relora_lab.objective import LanguageModelling
 from relora_lab.state import TrainState
 
@@ -31,10 +32,11 @@ def update(state: TrainState, objective: LanguageModelling) -> Update:
     batch = objective.batch(state.step).to(training.device)
     parts = batch.chunk(training.micro_batches)
     loss = torch.zeros((), device=batch.device)
-    for part in parts:
-        part_loss = objective.loss(state.model, part) / len(parts)
-        part_loss.backward()
-        loss += part_loss.detach()
+    with unchanging(state.layers.values(), passes=len(parts)):
+        for part in parts:
+            part_loss = objective.loss(state.model, part) / len(parts)
+            part_loss.backward()
+            loss += part_loss.detach()
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, state.config.optimizer.clip)
     found = Update(float(loss), float(norm), lr, batch.numel(), math.isfinite(loss) and math.isfinite(norm))

@@ -1,4 +1,4 @@
-"""Quantised frozen weights: what the codes lose, what they keep to the bit, and the linear map that reads them."""
+"""Quantised frozen weights: what the codes lose, and what they keep to the bit."""
 
 import sys
 
@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from relora_lab import quantise
 from relora_lab.errors import BadInput
-from relora_lab.quantise import BLOCK, QuantisedWeight, frozen_linear
+from relora_lab.quantise import BLOCK, QuantisedWeight
 
 KINDS = ("int8", "nf4")
 # QLoRA, appendix E.
@@ -148,66 +147,6 @@ def test_a_change_of_dtype_leaves_the_scales_alone(kind):
     assert model[0].device == torch.device("cpu")
 
 
-@given(
-    shape=shapes, kind=kinds, seed=seeds, bias=st.booleans(), dtype=st.sampled_from([torch.float32, torch.bfloat16])
-)
-def test_output_and_gradients_are_those_of_the_dequantised_weight(shape, kind, seed, bias, dtype):
-    quantised = QuantisedWeight(gaussian(shape, seed), kind)
-    x = gaussian((6, shape[1]), seed + 1).to(dtype).view(2, 3, -1)
-    b = gaussian((1, shape[0]), seed + 2).to(dtype).view(-1) if bias else None
-    assert_same(run(lambda x, b: frozen_linear(x, quantised, b), x, b), run(plain(quantised.dequantise(dtype)), x, b))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_under_autocast_it_is_what_a_plain_linear_map_is(kind, dtype):
-    quantised = QuantisedWeight(gaussian((24, 40)), kind)
-    x, b = gaussian((6, 40), 1).to(dtype), gaussian((1, 24), 2).view(-1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = run(lambda x, b: frozen_linear(x, quantised, b), x, b)
-        expected = run(plain(quantised.dequantise()), x, b)
-    assert found[0].dtype == torch.bfloat16
-    assert [tensor.dtype for tensor in found[1:]] == [dtype, torch.float32]
-    assert_same(found, expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_under_gradient_checkpointing_nothing_changes(kind, reentrant):
-    quantised = QuantisedWeight(gaussian((24, 40)), kind)
-    x, b = gaussian((6, 40), 1), gaussian((1, 24), 2).view(-1)
-
-    def function(x, b):
-        return frozen_linear(x, quantised, b).tanh()
-
-    found = run(lambda x, b: checkpoint(function, x, b, use_reentrant=reentrant), x, b)
-    assert_same(found, run(function, x, b))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("autocast", [False, True])
-def test_backward_keeps_codes_and_scales_alone(kind, autocast):
-    quantised = QuantisedWeight(gaussian((24, 40)), kind)
-    x, b = gaussian((6, 40), 1).requires_grad_(), torch.zeros(24, requires_grad=True)
-    kept = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t)
-    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        y = frozen_linear(x, quantised, b)
-    assert {tensor.data_ptr() for tensor in kept} == {quantised.codes.data_ptr(), quantised.scales.data_ptr()}
-    assert not [tensor for tensor in kept if tensor.is_floating_point() and tensor.numel() >= 24 * 40]
-    y.sum().backward()
-    assert x.grad is not None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_store_between_forward_and_backward_is_noticed(kind):
-    quantised = QuantisedWeight(gaussian((5, 7)), kind)
-    y = frozen_linear(torch.ones(2, 7, requires_grad=True), quantised)
-    quantised.store(gaussian((5, 7), 1))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
-
-
 def test_without_the_library_the_message_names_field_and_fix(monkeypatch):
     quantise._library.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
@@ -217,21 +156,3 @@ def test_without_the_library_the_message_names_field_and_fix(monkeypatch):
     quantise.require_library("nf4")
     with pytest.raises(BadInput, match=r"method\.quantise"):
         quantise.require_library("int3")
-
-
-def plain(weight):
-    return lambda x, b: F.linear(x, weight, b)
-
-
-def run(function, x, b):
-    """The output, and the gradients of a function of it."""
-    x = x.clone().requires_grad_()
-    b = None if b is None else b.clone().requires_grad_()
-    y = function(x, b)
-    y.backward(torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))
-    return [y.detach(), x.grad, *([] if b is None else [b.grad])]
-
-
-def assert_same(found, expected):
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)

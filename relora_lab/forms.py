@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from relora_lab.costs import full_gradient_pays
+
 
 class Weight(NamedTuple):
     """W, or V = W + s·B·A if `merged`, in the dtype of the product.
@@ -30,14 +32,26 @@ class Weight(NamedTuple):
     parts: tuple[Tensor, ...] = ()
 
 
-def merging_pays(tokens: float, rows: int, cols: int) -> bool:
-    """Is V made with less work than it saves on all `tokens` that see it? Whatever the rank: 2mnr < 2Tr(m + n)."""
-    return rows * cols < tokens * (rows + cols)
+def product_dtype(x: Tensor, factor: Tensor) -> torch.dtype:
+    """What x is multiplied in: autocast's dtype where that is on, as for a linear map."""
+    if torch.is_autocast_enabled(x.device.type) and factor.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return factor.dtype
 
 
-def full_gradient_pays(tokens: int, rows: int, cols: int, rank: int) -> bool:
-    """Are dA and dB had with less work from the gradient of V than from x and dY?"""
-    return 2 * tokens * rows * cols + 4 * rows * cols * rank < 4 * tokens * rank * (rows + cols)
+def as_it_is(W: Tensor) -> Tensor:
+    """How a weight is read that is held as one tensor."""
+    return W
+
+
+def frozen_weight(read: Callable[..., Tensor], dtype: torch.dtype, *held: Tensor) -> Tensor:
+    """W of the tensors that it is held in."""
+    return read(*held).to(dtype)
+
+
+def merged_weight(read: Callable[..., Tensor], scale: float, B: Tensor, A: Tensor, *held: Tensor) -> Tensor:
+    """W + s·B·A in the factors' dtype, of the tensors that W is held in."""
+    return merge(read(*held), B, A, scale)
 
 
 def merge(W: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from relora_lab import methods, seeds
-from relora_lab.forms import Weight, low_rank_linear, merge, merging_pays
+from relora_lab.costs import merging_pays
+from relora_lab.forms import Weight, as_it_is, frozen_weight, low_rank_linear, merged_weight, product_dtype
 from relora_lab.quantise import Kind, QuantisedWeight, require_library
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ Split = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def _exactly() -> Iterator[None]:
+def exactly() -> Iterator[None]:
     """Compute in the dtypes that are there: no gradients, and no autocast that a caller has on."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
@@ -64,7 +65,7 @@ class LowRankLinear(nn.Module):
         self.lora_B = nn.Parameter(W.new_empty(self.out_features, rank))
         self.weight = QuantisedWeight(W, quantise) if quantise else base.weight
         self.bias = base.bias
-        self._begin(_wide(W), generator)
+        self._begin(wide(W), generator)
         base.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,37 +76,37 @@ class LowRankLinear(nn.Module):
         """‖W as it is held − W‖ / ‖W‖, in the Frobenius norm, of the newest W; 0 if it is not quantised."""
         return float(self.weight.error) if isinstance(self.weight, QuantisedWeight) else 0.0
 
-    @_exactly()
+    @exactly()
     def start_from_zero(self, generator: torch.Generator | None = None) -> None:
         """Set W to 0 and draw A and B both: with W = B = 0 nothing would ever train (P1's first public code)."""
         self._hold(torch.zeros_like(self.frozen_weight()))
         self.lora_A.copy_(kaiming(self.lora_A.shape, generator))
         self.lora_B.copy_(kaiming(self.lora_B.shape, generator))
 
-    @_exactly()
+    @exactly()
     def frozen_weight(self) -> Tensor:
         """W (out, in), without the factors, in float32 or wider."""
         if isinstance(self.weight, QuantisedWeight):
             return self.weight.dequantise(torch.float32)
-        return _wide(self.weight)
+        return wide(self.weight)
 
-    @_exactly()
+    @exactly()
     def update(self) -> Tensor:
         """s·B·A (out, in), in float32 or wider."""
-        return _wide(self.lora_B) @ _wide(self.lora_A) * self.scale
+        return wide(self.lora_B) @ wide(self.lora_A) * self.scale
 
-    @_exactly()
+    @exactly()
     def merged_weight(self) -> Tensor:
         """The one weight (out, in) that gives this layer's function: made in float32 or wider, in W's dtype."""
         return self._merged().to(self.weight.dtype)
 
-    @_exactly()
+    @exactly()
     def merge(self) -> None:
         """W ← the merged weight and B ← 0: the function stays."""
         self._hold(self._merged())
         self.lora_B.zero_()
 
-    @_exactly()
+    @exactly()
     def restart(self, generator: torch.Generator | None = None) -> Mapping[nn.Parameter, Tensor]:
         """Merge and make new factors out of the merged weight, in float32 or wider (P1 Algorithm 1, lines 15, 16).
 
@@ -127,8 +128,8 @@ class LowRankLinear(nn.Module):
     @torch.no_grad()
     def _weight_for(self, x: Tensor) -> Weight:
         """What x is multiplied with, made of the weights as they are now."""
-        dtype, merged = _product_dtype(x, self.lora_A), self._merges(x.numel() // self.in_features)
-        if self._kept is None:
+        dtype, merged = product_dtype(x, self.lora_A), self._merges(x.numel() // self.in_features)
+        if self._kept is None or torch.compiler.is_compiling():  # a graph cannot read versions
             return self._make_weight(dtype, merged)
         now = (dtype, merged, *(tensor._version for tensor in (self.lora_A, self.lora_B, *self._frozen())))
         if now not in self._kept:
@@ -141,10 +142,10 @@ class LowRankLinear(nn.Module):
         return merging_pays(share, self.out_features, self.in_features)
 
     def _make_weight(self, dtype: torch.dtype, merged: bool) -> Weight:
-        read = self.weight.reader(dtype) if isinstance(self.weight, QuantisedWeight) else _as_it_is
-        make, parts = partial(_frozen_weight, read, dtype), self._frozen()
+        read = self.weight.reader(dtype) if isinstance(self.weight, QuantisedWeight) else as_it_is
+        make, parts = partial(frozen_weight, read, dtype), self._frozen()
         if merged:
-            make = partial(_merged_weight, read, self.scale)
+            make = partial(merged_weight, read, self.scale)
             parts = (self.lora_B.to(dtype), self.lora_A.to(dtype), *parts)
         return Weight(make(*parts), merged, *((make, parts) if self._rebuilds else ()))
 
@@ -159,7 +160,7 @@ class LowRankLinear(nn.Module):
     def _merged(self) -> Tensor:
         return self.frozen_weight() + self.update()
 
-    @_exactly()
+    @exactly()
     def _begin(self, W: Tensor, generator: torch.Generator | None) -> None:
         """Begin a cycle at the merged weight W."""
         _check_finite(W)
@@ -174,45 +175,6 @@ class LowRankLinear(nn.Module):
             self.weight.store(W)
         else:
             self.weight.copy_(W)
-
-
-class RowScaledLinear(LowRankLinear):
-    """y = (m/n)·x(W + s·B·A)ᵀ + b, with n the L2 norm of each row of W + s·B·A and m (out,) trained.
-
-    n counts as a constant in the backward pass (DoRA, Liu et al. 2024, §4.3). m begins as W's row norms, so the
-    function is that of W. W + s·B·A is made in any case, for its norms.
-    """
-
-    magnitude: nn.Parameter
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self._weight_for(x)
-        direction = self._linear(x, weight, None)
-        n = _row_norms(weight.tensor).to(self.magnitude.dtype)
-        y = direction * (self.magnitude / n).to(direction.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    @_exactly()
-    def restart(self, generator: torch.Generator | None = None) -> Mapping[nn.Parameter, Tensor]:
-        """As LowRankLinear; m, the row norms of the merged weight, is |m| as it was: it goes on."""
-        turned = self.magnitude < 0
-        super().restart(generator)
-        return {self.magnitude: turned}
-
-    def _merges(self, tokens: int) -> bool:  # noqa: ARG002
-        return True
-
-    def _merged(self) -> Tensor:
-        summed = super()._merged()
-        return summed * (_wide(self.magnitude) / _row_norms(summed))[:, None]
-
-    def _hold(self, W: Tensor) -> None:
-        super()._hold(W)
-        norms = torch.linalg.vector_norm(W, dim=1).to(self.weight.dtype)
-        if "magnitude" in self._parameters:
-            self.magnitude.copy_(norms)
-        else:
-            self.magnitude = nn.Parameter(norms)
 
 
 def random_factors(rank: int, W: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -341,30 +303,5 @@ def _check_shared(model: nn.Module, name: str, linear: nn.Linear) -> None:
         raise ValueError(f"its weight is {others[0]} too, and cannot be frozen; exclude=['{name}'] leaves it out")
 
 
-def _product_dtype(x: Tensor, factor: Tensor) -> torch.dtype:
-    """Autocast's where it is on, as for a linear map."""
-    if torch.is_autocast_enabled(x.device.type) and factor.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return factor.dtype
-
-
-def _as_it_is(W: Tensor) -> Tensor:
-    return W
-
-
-def _frozen_weight(read: Callable[..., Tensor], dtype: torch.dtype, *frozen: Tensor) -> Tensor:
-    return read(*frozen).to(dtype)
-
-
-def _merged_weight(read: Callable[..., Tensor], scale: float, B: Tensor, A: Tensor, *frozen: Tensor) -> Tensor:
-    return merge(read(*frozen), B, A, scale)
-
-
-def _row_norms(W: Tensor) -> Tensor:
-    """The L2 norm of each row, in float32 or wider, to divide by: of a row of zeros it is tiny."""
-    norms = torch.linalg.vector_norm(W, dim=1, dtype=torch.promote_types(W.dtype, torch.float32))
-    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
-
-
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

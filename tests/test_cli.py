@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import changed, run
 
-from relora_lab import config
+from relora_lab import config, train
 from relora_lab.runs import RunFolder
 
 
@@ -49,6 +49,14 @@ def test_the_default_folder_is_named_by_what_is_in_it(settings, tmp_path, capsys
     assert run(capsys, "train", settings)[0] == 0
     [folder] = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
     assert folder.name == f"relora-demo-0-{config.digest(config.load(settings))}"
+
+
+def test_precision_and_compile_have_options_of_their_own(settings, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "run", lambda run_config, *_, **__: seen.append(run_config.training) or 1 / 0)
+    run(capsys, "train", settings, "--precision", "bf16", "--compile")
+    run(capsys, "train", settings)
+    assert [(training.precision, training.compile) for training in seen] == [("bf16", True), ("float32", False)]
 
 
 @pytest.mark.parametrize(

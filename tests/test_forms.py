@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from relora_lab import forms, lowrank, methods, seeds
+from relora_lab import costs, forms, methods, seeds
 from relora_lab.lowrank import LowRankLinear, unchanging
 from relora_lab.quantise import QuantisedWeight
 
@@ -27,8 +27,8 @@ STEPS = {
 
 def form(tokens, rows, cols, rank):
     """Which of the three costs least."""
-    by_gradient = forms.full_gradient_pays(tokens, rows, cols, rank)
-    return ("by gradient" if by_gradient else "merged") if forms.merging_pays(tokens, rows, cols) else "apart"
+    by_gradient = costs.full_gradient_pays(tokens, rows, cols, rank)
+    return ("by gradient" if by_gradient else "merged") if costs.merging_pays(tokens, rows, cols) else "apart"
 
 
 def layer_and_input(tokens, rows, cols, rank, *, alpha=3.0, seed=0, method="lora", **options):
@@ -245,7 +245,8 @@ def test_a_broken_promise_is_noticed_where_it_can_be(change):
 
 def test_what_is_promised_not_to_change_is_merged_once(monkeypatch):
     made = []
-    monkeypatch.setattr(lowrank, "merge", lambda *args: made.append(args) or forms.merge(*args))
+    merge = forms.merge
+    monkeypatch.setattr(forms, "merge", lambda *args: made.append(args) or merge(*args))
     layer, x = layer_and_input(*SHAPES["merged"])
     whole = outcome(layer, layer, x)
     few = [torch.autograd.grad(layer(x[:, :6]).sum(), layer.lora_A)]  # apart

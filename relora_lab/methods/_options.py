@@ -127,7 +127,8 @@ class LowRankOptions(Options):
 
     def layer(self, base: nn.Linear, generator: Generator | None = None) -> LowRankLinear:
         """The layer that takes the place of a linear map."""
-        from relora_lab.lowrank import LowRankLinear, RowScaledLinear
+        from relora_lab.lowrank import LowRankLinear
+        from relora_lab.row_scaled import RowScaledLinear
 
         layer = (RowScaledLinear if self.rescales else LowRankLinear)(
             base,

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from relora_lab import config, methods, sizes
 from relora_lab.errors import require
-from relora_lab.memory.held import GIB, Cells, largest_tensor, saved, weight_bytes
+from relora_lab.memory.held import GIB, Cells, largest_tensor, weight_bytes
 from relora_lab.memory.phases import peak
+from relora_lab.memory.step import Step, saved_by_model, saved_by_plain_loss
 from relora_lab.methods import full
 from relora_lab.methods._options import Options
 from relora_lab.settings import RunConfig
@@ -43,10 +44,16 @@ def estimate(
         param=2 * trained if trainable_only else weight_bytes(run.method, shape, VOCABULARY, 2),
         grad=2 * trained,
         os=2 * run.method.optimizer_entries(shape, VOCABULARY),
-        act=0.30 * GIB if is_350m(shape) else saved(full.Options(), shape, VOCABULARY, 1, 256, "bf16"),
+        act=0.30 * GIB if is_350m(shape) else plain_activations(shape, VOCABULARY),
         extra=2 * largest_tensor(shape, VOCABULARY),
     ).in_gib()
     return found | {"total": round(sum(round(value, 2) for name, value in found.items() if name != "total"), 2)}
+
+
+def plain_activations(size: Size, vocab_size: int) -> int:
+    """Bytes that autograd saves of the plain model with an ordinary loss, for one sequence of 256 tokens in bf16."""
+    step = Step(method=full.Options(), size=size, rows=1, length=256, precision="bf16")
+    return saved_by_model(step) + saved_by_plain_loss(step, vocab_size)
 
 
 def is_350m(size: Size) -> bool:

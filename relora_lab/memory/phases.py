@@ -1,17 +1,25 @@
 """The most that a run of this package holds: each moment that can be its peak."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from relora_lab import sizes
 from relora_lab.errors import require
-from relora_lab.memory.held import (
-    PRECISIONS,
-    STATE_BYTES,
-    Cells,
-    autocast_copies,
+from relora_lab.memory import loss
+from relora_lab.memory.held import PRECISIONS, STATE_BYTES, Cells, largest_tensor, weight_bytes
+from relora_lab.memory.step import (
+    Step,
+    block_matrices,
+    entries,
+    factor_entries,
+    gradient,
+    making,
+    of_gradient,
     saved,
     saved_by_block,
-    weight_bytes,
+    saved_by_loss,
+    saved_by_norm,
+    shared,
 )
 from relora_lab.methods import adam_mini, full, galore
 from relora_lab.methods._options import LowRankOptions, Options
@@ -28,8 +36,9 @@ def phases(run: RunConfig) -> dict[str, Cells]:
     """What a run holds in each of the moments that can be its peak, in bytes.
 
     Only tensors are counted: on a GPU what torch.cuda.max_memory_allocated() shows beyond libraries' workspaces, on
-    the CPU the growth of the process if freed memory goes back to the system (MALLOC_MMAP_THRESHOLD_=65536; glibc
-    otherwise keeps a quarter to a half more). Raises BadInput if only the tokenizer knows the vocabulary.
+    the CPU the growth of the process, but for libraries' scratch (2 to 6 % with bfloat16), if freed memory goes back
+    to the system (MALLOC_MMAP_THRESHOLD_=65536; glibc otherwise keeps a quarter to a half more). With torch.compile
+    it is an estimate: what the eager model holds. Raises BadInput if only the tokenizer knows the vocabulary.
     """
     require(
         run.data.vocabulary is not None,
@@ -41,67 +50,116 @@ def phases(run: RunConfig) -> dict[str, Cells]:
     return found | dict(_phases(run, run.method))
 
 
+def step_of(run: RunConfig, method: Options | None = None) -> Step:
+    """A run's micro-batch, with its method or with another one."""
+    return Step(
+        method=method or run.method,
+        size=run.model.shape,
+        rows=micro_batch(run),
+        length=run.data.sequence_length,
+        precision=run.training.precision,
+        passes=run.training.micro_batches,
+        rebuild=run.training.rebuild_weights,
+        checkpointing=run.training.gradient_checkpointing,
+        device="cpu" if run.training.device == "cpu" else "cuda",
+    )
+
+
 def _phases(run: RunConfig, method: Options) -> Iterator[tuple[str, Cells]]:
     size, vocab_size, training = run.model.shape, run.data.vocabulary or 0, run.training
-    weight, compute = PRECISIONS[training.precision]
-    rows, length = micro_batch(run), run.data.sequence_length
-    tokens, predicted = rows * length, rows * (length - 1)
-    low_rank = method if isinstance(method, LowRankOptions) else None
-    largest = max(m.rows * m.cols for m in sizes.matrices(size))
-    table = vocab_size * size.hidden  # entries of the embeddings, and of the head
-
-    # Held all the time.
-    param = weight_bytes(method, size, vocab_size, weight) + _start_factors(method, size) * weight
-    os: float = STATE_BYTES[run.optimizer.state_dtype] * method.optimizer_entries(size, vocab_size)
-    if isinstance(method, galore.Options):
-        os += 4 * method.projector_entries(size)
-    held = Cells(param=param, os=os)
-
-    # Gradients: of all that is trained after the backward pass; before, those of earlier micro-batches.
-    gradients = weight * method.trained(size, vocab_size)
-    accumulated = gradients if training.micro_batches > 1 else 0
-    # A gradient is made before it is added to the accumulated one; autocast makes it in bfloat16 first.
-    making = (weight if accumulated else 0) + (compute if compute != weight else 0)
-
-    # Activations, without the log-softmax, which lives from the loss to its gradient; and one block's.
-    log_softmax = 4 * vocab_size * predicted
-    act = saved(method, size, vocab_size, rows, length, training.precision, training.gradient_checkpointing)
-    act -= log_softmax
-    block = tokens * saved_by_block(method, size, weight, compute)
-    # Computed once more for its backward pass; a float32 input is what the norm keeps of it.
-    again = block - (tokens * 4 * size.hidden if weight == 4 else 0) if training.gradient_checkpointing else 0
-    # In a block's backward pass: gradients of two of the MLP's inner vectors, and of the residual stream and a sum.
-    flowing = tokens * (2 * compute * size.intermediate + 2 * weight * size.hidden)
-    # A low-rank layer makes W anew to multiply with it (quantised), and W + s·B·A for its row norms (in forward).
-    dequantised = compute * largest if low_rank and low_rank.quantise else 0
-    norms = 4 * largest * (2 if weight == 4 and not dequantised else 3) if low_rank and low_rank.rescales else 0
-    # What a block's backward pass adds to its activations; a checkpointed one makes row norms again before it.
-    one = low_rank.rank * max(size.hidden, size.intermediate) if low_rank else largest
-    passing = max(flowing + dequantised + making * one, norms if training.gradient_checkpointing else 0)
-    cast = autocast_copies(method, size, vocab_size, training.precision) if training.gradient_checkpointing else 0
+    step = step_of(run, method)
+    held = _held(run, method)
 
     def moment(grad: float = 0, act: float = 0, extra: float = 0) -> Cells:
         return Cells(held.param, grad, held.os, act, extra)
 
-    # The model's logits, and a float32 copy of those that predict; autocast holds its copies of weights until then.
-    logits = compute * vocab_size * tokens + 4 * vocab_size * predicted
-    yield "forward", moment(accumulated, act, max(logits, norms, dequantised) + cast)
-    # The log-softmax, its gradient, and the logits' gradient.
-    yield "loss", moment(accumulated, act + log_softmax, 2 * log_softmax)
-    # The logits' gradient in the head's backward pass, and the gradient of the head.
-    head = accumulated or weight * table
-    yield "backward, head", moment(head, act, compute * vocab_size * tokens + making * table)
-    yield "backward, last block", moment(head, act + again, passing)
+    # Gradients: of all that is trained after the backward pass; before, those of earlier micro-batches.
+    gradients = step.weight * method.trained(size, vocab_size)
+    accumulated = gradients if step.passes > 1 else 0
+    head = step.weight * vocab_size * size.hidden
+    one_block = step.weight * (method.trained(size, 0) - size.hidden) / size.layers
+
+    # With checkpointing, what blocks do not keep is held all the same until the loss, or the last pass.
+    act, cast = saved(step), 0
+    if step.checkpointing:
+        act, cast = act + shared(step), _copies(step)
+    yield "forward", moment(accumulated, act, _making(step, keeps=not step.checkpointing) + cast)
+    yield "loss", moment(accumulated + head, act, loss.while_training(step, vocab_size) + cast)
+    act -= saved_by_loss(step)
+    yield "backward, last norm", moment(accumulated or head, act, 4 * 4 * size.hidden * step.tokens)
+    act -= saved_by_norm(step)
+    yield "backward, last block", moment(accumulated or head, act + _again(step), _backward(step))
     # The first block's is the last: of all gradients only its own and the embeddings' are still to come.
-    before = accumulated or gradients - weight * (table + (method.trained(size, 0) - size.hidden) / size.layers)
-    yield "backward, first block", moment(before, block, passing)
-    yield "optimizer", moment(gradients, 0, _optimizer_work(run, method, largest, table))
-    if low_rank and low_rank.merges:
-        yield "restart", moment(extra=_restart_work(low_rank, size, weight))
-    if low_rank:
-        yield "writing weights", moment(extra=weight * sum(m.rows * m.cols for m in sizes.matrices(size)))
+    others = shared(step) - shared(step) // size.layers
+    before = accumulated or gradients - head - one_block
+    yield "backward, first block", moment(before, saved_by_block(step) + others, _backward(step))
+    yield "optimizer", moment(gradients, 0, _optimizer_work(run, method))
+    yield "evaluation", moment(extra=_evaluation_work(run, step, vocab_size))
+    if step.low_rank and step.low_rank.merges:
+        yield "restart", moment(extra=_restart_work(step.low_rank, size, step.weight))
+    if step.low_rank:
+        yield "writing weights", moment(extra=step.weight * sum(entries(m) for m in sizes.matrices(size)))
         if training.device == "cpu":
             yield "closing check", moment(extra=_check_work(size))
+
+
+def _held(run: RunConfig, method: Options) -> Cells:
+    """What is there all the time: weights, copies of a cycle's first factors, the optimizer's state."""
+    size, vocab_size = run.model.shape, run.data.vocabulary or 0
+    weight = PRECISIONS[run.training.precision][0]
+    os: float = STATE_BYTES[run.optimizer.state_dtype] * method.optimizer_entries(size, vocab_size)
+    if isinstance(method, galore.Options):
+        os += 4 * method.projector_entries(size)
+    return Cells(param=weight_bytes(method, size, vocab_size, weight) + _start_factors(method, size) * weight, os=os)
+
+
+def _copies(step: Step) -> int:
+    """Bytes of autocast's copies of weights, held until the loss is there. Low-rank layers ask it for none."""
+    return 0 if step.low_rank else sum(step.multiplied(m) for m in sizes.matrices(step.size))
+
+
+def _making(step: Step, *, keeps: bool) -> int:
+    """Bytes needed while the worst matrix's V is made, and of V unless the pass `keeps` it or all share it."""
+    transient = step.low_rank is not None and not step.shares and (step.rebuilds or not keeps)
+    return max(making(step, m) + (step.multiplied(m) if transient else 0) for m in block_matrices(step.size))
+
+
+def _again(step: Step) -> int:
+    """Bytes that a checkpointed block keeps once it is computed again."""
+    if not step.checkpointing:
+        return 0
+    # Its input, if in float32, is what the norm keeps of it; V is there if all passes share it.
+    there = (4 * step.size.hidden * step.tokens if step.weight == 4 else 0) + shared(step) // step.size.layers
+    return saved_by_block(step) - there
+
+
+def _backward(step: Step) -> int:
+    """Bytes that a block's backward pass, with its worst map in the end, needs beside what the block kept."""
+    hidden, inner = step.tokens * step.size.hidden, step.tokens * step.compute * step.size.intermediate
+    copy = step.compute * hidden if step.compute != step.weight else 0  # of the residual stream's gradient
+    worst = max(block_matrices(step.size), key=entries)
+    last = inner + copy + of_gradient(step, worst)
+    product = 2 * inner + (0 if step.passes > 1 else gradient(step, worst))  # of silu(gate) and up
+    again = _making(step, keeps=True) if step.checkpointing else 0
+    return step.weight * hidden + max(last, product, again)
+
+
+def _evaluation_work(run: RunConfig, step: Step, vocab_size: int) -> int:
+    """Bytes while held-out losses are measured: on all batches (if there is so much text), and on one, not cast."""
+    batches = -(-max(1, run.training.eval_tokens // step.length) // step.rows)
+    evaluation = replace(step, passes=batches, checkpointing=False)
+    probe = replace(step, passes=1, checkpointing=False, precision="bf16" if step.weight == 2 else "float32")
+    return max(_without_gradients(s, vocab_size) for s in ((evaluation, probe) if step.low_rank else (evaluation,)))
+
+
+def _without_gradients(step: Step, vocab_size: int) -> int:
+    """Bytes of a forward pass that keeps nothing but V, for other passes, or autocast's copies of weights."""
+    inner = 3 * step.compute * step.size.intermediate * step.tokens  # silu(gate), up, their product
+    return (
+        shared(step)
+        + _copies(step)
+        + max(_making(step, keeps=False) + inner, loss.while_evaluating(step, vocab_size))
+    )
 
 
 def micro_batch(run: RunConfig) -> int:
@@ -122,36 +180,37 @@ def _splits(method: LowRankOptions) -> bool:
 
 
 def _factors(rank: int, size: Size) -> int:
-    return sum(rank * (m.rows + m.cols) for m in sizes.matrices(size))
+    return sum(factor_entries(m, rank) for m in sizes.matrices(size))
 
 
-def _optimizer_work(run: RunConfig, method: Options, largest: int, table: int) -> float:
+def _optimizer_work(run: RunConfig, method: Options) -> float:
     """Bytes that the optimizer needs for one tensor at a time."""
     weight, state = PRECISIONS[run.training.precision][0], STATE_BYTES[run.optimizer.state_dtype]
     if weight == state and not isinstance(method, galore.Options | adam_mini.Options):
         return 0  # torch's fused AdamW
     # In float32: numerator and denominator, and wide copies of weight and gradient, and of both moments.
-    adam = 4 * (2 + (2 if weight != 4 else 0) + (2 if state != 4 else 0)) * max(largest, table)
+    size, vocab_size = run.model.shape, run.data.vocabulary or 0
+    adam = 4 * (2 + (2 if weight != 4 else 0) + (2 if state != 4 else 0)) * largest_tensor(size, vocab_size)
     if not isinstance(method, galore.Options):
         return adam
-    return max(adam, 4 * (2 + (1 if weight != 4 else 0)) * largest + _svd_work(run.model.shape))
+    return max(adam, 4 * (2 + (1 if weight != 4 else 0)) * max(map(entries, block_matrices(size))) + _svd_work(size))
 
 
 def _svd_work(size: Size) -> int:
     """Bytes of the largest SVD in float32: copy, U and Vᵀ, and LAPACK's 4·min² (gesdd)."""
     return max(
         4 * (m.rows * m.cols + min(m.rows, m.cols) * (m.rows + m.cols + 4 * min(m.rows, m.cols)))
-        for m in sizes.matrices(size)
+        for m in block_matrices(size)
     )
 
 
 def _restart_work(method: LowRankOptions, size: Size, weight: int) -> float:
     """Bytes of the factors copied to be written, of one merged matrix and its update in float32, and an SVD."""
-    largest = max(m.rows * m.cols for m in sizes.matrices(size))
+    largest = max(map(entries, block_matrices(size)))
     svd = _svd_work(size) if _splits(method) else 0
     return weight * _factors(method.rank, size) + 3 * 4 * largest + svd
 
 
 def _check_work(size: Size) -> float:
     """Bytes of float64 matrices while W's change is compared with one factor pair after the other."""
-    return 4 * 8 * max(m.rows * m.cols for m in sizes.matrices(size))
+    return 4 * 8 * max(map(entries, block_matrices(size)))

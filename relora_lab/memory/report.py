@@ -84,5 +84,7 @@ def of_run(run: RunConfig) -> Report:
         "All cells are computed: live tensors. The process itself (torch, libraries) comes on top, and on the "
         "CPU what glibc keeps of freed memory.",
     ]
+    if run.training.compile:
+        notes.append("training.compile: counted as if it were off; compiled code keeps and makes other tensors.")
     rows = {name: found.in_gib() for name, found in phases(run).items()}
     return Report(rows, notes, facts, *(("GiB", 2) if total >= 1 else ("MiB", 1)))

@@ -1,4 +1,8 @@
-"""Which form of a low-rank product costs least. Numbers only, no torch; the forms are in forms.py."""
+"""What decides how a step is computed (forms.py, cross_entropy.py). Numbers only, no torch: memory plans read it."""
+
+# Logits that there are at a time: bytes, in the dtype of products (much, so that the head's gradient is summed up
+# seldom), and entries of their softmax, in float32.
+LOGITS, SOFTMAX = 2**26, 2**22
 
 
 def merging_pays(tokens: float, rows: int, cols: int) -> bool:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS = 2**26  # bytes at a time, in the dtype of the products: few, so that the head's gradient is summed up seldom
-SOFTMAX = 2**22  # entries at a time, in float32
+from relora_lab.costs import LOGITS, SOFTMAX
 
 
 def mean_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -48,6 +47,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
                 d_hidden[rows] = logits @ W
             if of_head:
                 d_head = _add_product(d_head, logits.T, x[rows])
+            del logits  # before the next ones are made
         ctx.save_for_backward(d_hidden, d_head if d_head is None else d_head.to(head.dtype))
         ctx.tokens = len(targets)
         return torch.stack(summed).sum() / ctx.tokens
@@ -79,6 +79,7 @@ def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
         # log Σ exp from the largest logit, whose p is no less than 1/vocabulary.
         losses.append((largest - p.amax(1, keepdim=True).log() - target).sum())
         part.copy_(p.scatter_add_(1, these, p.new_full((len(p), 1), -1.0)))
+        del p  # before the next one is made
     return torch.stack(losses).sum()
 
 

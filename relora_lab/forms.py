@@ -23,13 +23,14 @@ from relora_lab.costs import full_gradient_pays
 class Weight(NamedTuple):
     """W, or V = W + s·B·A if `merged`, in the dtype of the product.
 
-    Autograd keeps it for the backward pass; with `make` it keeps `parts` instead, and make(*parts) gives it again.
+    Autograd keeps it for the backward pass; with `make` it keeps what W is `held` in instead, and make(B, A, *held)
+    gives it again.
     """
 
     tensor: Tensor
     merged: bool
     make: Callable[..., Tensor] | None = None
-    parts: tuple[Tensor, ...] = ()
+    held: tuple[Tensor, ...] = ()
 
 
 def product_dtype(x: Tensor, factor: Tensor) -> torch.dtype:
@@ -44,13 +45,13 @@ def as_it_is(W: Tensor) -> Tensor:
     return W
 
 
-def frozen_weight(read: Callable[..., Tensor], dtype: torch.dtype, *held: Tensor) -> Tensor:
-    """W of the tensors that it is held in."""
-    return read(*held).to(dtype)
+def frozen_weight(read: Callable[..., Tensor], B: Tensor, _A: Tensor, *held: Tensor) -> Tensor:
+    """W in the factors' dtype, of the tensors that it is held in."""
+    return read(*held).to(B.dtype)
 
 
 def merged_weight(read: Callable[..., Tensor], scale: float, B: Tensor, A: Tensor, *held: Tensor) -> Tensor:
-    """W + s·B·A in the factors' dtype, of the tensors that W is held in."""
+    """W + s·B·A in the factors' dtype."""
     return merge(read(*held), B, A, scale)
 
 
@@ -81,19 +82,19 @@ class _LowRankLinear(torch.autograd.Function):
             z = F.linear(x, A)
             _flat(y).addmm_(_flat(z), B.T, alpha=scale)
         ctx.scale, ctx.merged, ctx.make = scale, weight.merged, weight.make
-        ctx.save_for_backward(x, A, B, z, *(weight.parts if weight.make else (weight.tensor,)))
+        ctx.save_for_backward(x, A, B, z, *(weight.held if weight.make else (weight.tensor,)))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_A, of_B, of_bias, *_ = ctx.needs_input_grad
-        x, A, B, z, *parts = ctx.saved_tensors
+        x, A, B, z, *held = ctx.saved_tensors
         shape, x, dY = x.shape, _flat(x), _flat(dY)
         dx: Any = None
         dA = dB = None
         if of_x:
-            dx = dY @ (ctx.make(*parts) if ctx.make else parts[0])
+            dx = dY @ (ctx.make(B, A, *held) if ctx.make else held[0])
         if ctx.merged and of_A and of_B and full_gradient_pays(len(x), len(B), len(A.T), len(A)):
             G = dY.T @ x
             dA, dB = (B.T @ G).mul_(ctx.scale), (G @ A.T).mul_(ctx.scale)

@@ -143,11 +143,9 @@ class LowRankLinear(nn.Module):
 
     def _make_weight(self, dtype: torch.dtype, merged: bool) -> Weight:
         read = self.weight.reader(dtype) if isinstance(self.weight, QuantisedWeight) else as_it_is
-        make, parts = partial(frozen_weight, read, dtype), self._frozen()
-        if merged:
-            make = partial(merged_weight, read, self.scale)
-            parts = (self.lora_B.to(dtype), self.lora_A.to(dtype), *parts)
-        return Weight(make(*parts), merged, *((make, parts) if self._rebuilds else ()))
+        make = partial(merged_weight, read, self.scale) if merged else partial(frozen_weight, read)
+        made = make(self.lora_B.to(dtype), self.lora_A.to(dtype), *self._frozen())
+        return Weight(made, merged, *((make, self._frozen()) if self._rebuilds else ()))
 
     @property
     def _rebuilds(self) -> bool:

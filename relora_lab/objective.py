@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from relora_lab import data, seeds
 from relora_lab.cross_entropy import mean_cross_entropy
 from relora_lab.data import Corpus
-from relora_lab.lowrank import low_rank_layers, unchanging
 from relora_lab.settings import RunConfig
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -67,17 +66,17 @@ class LanguageModelling:
         training, device = model.training, next(model.parameters()).device
         model.eval()
         total, tokens = 0.0, 0
-        with unchanging(low_rank_layers(model).values(), passes=len(batches)):
-            for batch in batches:
-                predicted = batch[:, 1:].numel()
-                total += float(loss(model, batch.to(device))) * predicted
-                tokens += predicted
+        for batch in batches:
+            predicted = batch[:, 1:].numel()
+            total += float(loss(model, batch.to(device))) * predicted
+            tokens += predicted
         model.train(training)
         return Evaluation(total / tokens, tokens)
 
 
 def _cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:
     language_model: Any = model
-    hidden = language_model.base_model(input_ids=batch, use_cache=False).last_hidden_state[:, :-1]
-    head = language_model.get_output_embeddings().weight
-    return mean_cross_entropy(hidden.flatten(0, 1), head, batch[:, 1:].flatten())
+    # One name: of the hidden states, what does not predict is let go.
+    hidden = language_model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+    hidden = hidden[:, :-1].flatten(0, 1)
+    return mean_cross_entropy(hidden, language_model.get_output_embeddings().weight, batch[:, 1:].flatten())

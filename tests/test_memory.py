@@ -13,11 +13,11 @@ from conftest import changed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relora_lab import cli, config, cross_entropy, data, lowrank, memory, methods, models, process, sizes, tokenizer
+from relora_lab import cli, config, data, lowrank, memory, methods, models, process, sizes, tokenizer
 from relora_lab import state as states
 from relora_lab.errors import BadInput
 from relora_lab.lowrank import unchanging
-from relora_lab.memory import held, loss
+from relora_lab.memory import held
 from relora_lab.memory.phases import peak, phases, step_of
 from relora_lab.memory.report import ROWS
 from relora_lab.memory.step import Step, saved, saved_by_model, saved_by_plain_loss
@@ -235,10 +235,6 @@ def test_activations_of_350m_are_the_cited_ones():
     counted = memory.plain_activations(sizes.resolve("350M"), 32000) / held.GIB
     assert counted == pytest.approx(0.2988, abs=0.0005)  # measured once with saved-tensor hooks
     assert round(counted, 2) == 0.30
-
-
-def test_the_loss_is_made_in_the_parts_that_are_planned():
-    assert (loss.LOGITS, loss.SOFTMAX) == (cross_entropy.LOGITS, cross_entropy.SOFTMAX)
 
 
 # ---- The peak of real training

@@ -14,32 +14,30 @@ own. `of full` is the ratio to full-rank training at the smaller micro-batch; P2
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
-from relora_lab import config, process, sizes
-from relora_lab import state as states
+from experiments.benchmarks import training
+from relora_lab import process, sizes
 from relora_lab.data import Corpus
-from relora_lab.objective import LanguageModelling
 from relora_lab.settings import RunConfig
-from relora_lab.state import TrainState
-from relora_lab.update import update
+from relora_lab.update import Update, update
 
 WARM_START = 0.33
 GAP = 50  # P2's updates from one refresh of GaLore's projectors to the next
 ACCUMULATED = 6  # of the smaller micro-batch: P2's 1152 sequences on 8 devices are 6 × 24, or 3 × 48, on each
+
+Step = Callable[[], Update]
 
 
 @dataclass(frozen=True)
@@ -75,53 +73,12 @@ def settings(cell: Cell, given: argparse.Namespace, gap: int) -> RunConfig:
     if cell.ratio:
         method["rank"] = sizes.resolve(given.size).hidden // cell.ratio
     batch = ACCUMULATED * given.micro_batch
-    training = {
-        "steps": 10**7,
-        "device": given.device,
-        "precision": given.precision,
-        "micro_batches": batch // cell.micro_batch,
-        "eval_tokens": given.sequence,
-    }
-    return config.parse(
-        {
-            "model": {"size": given.size},
-            "data": {"sequence_length": given.sequence, "batch_size": batch},
-            "method": method,
-            "training": training,
-            "optimizer": {"lr": 1e-4},
-        }
-    )
+    return training.settings(given, {"size": given.size}, method, given.precision, batch, cell.micro_batch)
 
 
-def random_text(folder: Path, vocabulary: int, tokens: int) -> Corpus:
-    """A corpus of random tokens: what they are costs nothing."""
-    drawn = np.random.default_rng(0).integers(vocabulary, size=tokens, dtype=np.uint16)
-    for part in ("train", "held_out"):
-        drawn.tofile(folder / f"{part}.bin")
-    return Corpus(folder, vocabulary, "random")
-
-
-def begin(
-    cell: Cell, given: argparse.Namespace, corpus: Corpus, gap: int = 10**6
-) -> tuple[TrainState, LanguageModelling]:
-    """A model in training, low-rank from the start."""
-    run = settings(cell, given, gap)
-    objective, state = LanguageModelling(run, corpus), states.initial(run, corpus.vocab_size)
-    if run.low_rank:
-        states.begin_low_rank(state, run.low_rank)
-    state.model.train()
-    return state, objective
-
-
-def seconds(state: TrainState, objective: LanguageModelling) -> float:
-    """One optimizer step."""
-    on_gpu = state.config.training.device != "cpu"
-    clock = time.perf_counter if on_gpu else time.process_time
-    started = clock()
-    update(state, objective)
-    if on_gpu:
-        torch.cuda.synchronize()
-    return clock() - started
+def begin(cell: Cell, given: argparse.Namespace, corpus: Corpus, gap: int = 10**6) -> Step:
+    """The steps of a cell's model."""
+    return partial(update, *training.begin(settings(cell, given, gap), corpus))
 
 
 def speeds(given: argparse.Namespace, corpus: Corpus) -> dict[Cell, float]:
@@ -129,35 +86,35 @@ def speeds(given: argparse.Namespace, corpus: Corpus) -> dict[Cell, float]:
     running = {cell: begin(cell, given, corpus) for cell in cells(given.micro_batch)}
     (galore,) = (cell for cell in running if cell.method == "galore")
     refreshing = begin(galore, given, corpus, gap=1)
-    for training in [*running.values(), refreshing] * given.warmup:
-        update(*training)
+    for step in [*running.values(), refreshing] * given.warmup:
+        step()
     times: dict[Cell, list[float]] = {cell: [] for cell in running}
     with_refresh = []
     for _ in range(given.steps):
-        for cell, training in running.items():
-            times[cell].append(seconds(*training))
-        with_refresh.append(seconds(*refreshing))
-    step = {cell: statistics.median(found) for cell, found in times.items()}
-    step[galore] += max(0.0, statistics.median(with_refresh) - step[galore]) / GAP
-    return {cell: ACCUMULATED * given.micro_batch / taken for cell, taken in step.items()}
+        for cell, step in running.items():
+            times[cell].append(seconds(step, given.device))
+        with_refresh.append(seconds(refreshing, given.device))
+    taken = {cell: statistics.median(found) for cell, found in times.items()}
+    taken[galore] += max(0.0, statistics.median(with_refresh) - taken[galore]) / GAP
+    return {cell: ACCUMULATED * given.micro_batch / median for cell, median in taken.items()}
+
+
+def seconds(step: Step, device: str) -> float:
+    """One optimizer step."""
+    return training.timed(step, device, training.own_clock(device))[0]
 
 
 def peak(cell: Cell, given: argparse.Namespace, corpus: Corpus) -> int:
     """Bytes that training takes at most, in this process."""
-    update(*begin(Cell("full", None, 1), argparse.Namespace(**{**vars(given), "size": "demo"}), corpus))  # libraries
-    process.reset_peak(given.device)
-    before = process.peak_bytes(given.device)
-    training = begin(cell, given, corpus)
-    for _ in range(3):
-        update(*training)
-    return process.peak_bytes(given.device) - (before if given.device == "cpu" else 0)
+    small = argparse.Namespace(**{**vars(given), "size": "demo"})
+    return training.peak(
+        lambda: begin(Cell("full", None, 1), small, corpus)(), lambda: begin(cell, given, corpus), given.device
+    )
 
 
 def peak_alone(cell: Cell, arguments: list[str]) -> int:
     """`peak` in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, *arguments, "--peak-of", json.dumps(asdict(cell))]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # so that what is freed goes back
-    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    return training.peak_alone(__spec__.name, arguments, asdict(cell))
 
 
 def rows(given: argparse.Namespace, arguments: list[str], corpus: Corpus) -> list[dict[str, Any]]:
@@ -199,7 +156,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     with TemporaryDirectory() as folder, process.threads(1):
-        corpus = random_text(Path(folder), given.vocabulary, 200 * given.micro_batch * given.sequence)
+        corpus = training.random_text(Path(folder), given.vocabulary, 200 * given.micro_batch * given.sequence)
         if given.peak_of:
             print(peak(Cell(**json.loads(given.peak_of)), given, corpus))
             return

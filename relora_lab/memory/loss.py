@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
+from relora_lab.costs import LOGITS, SOFTMAX
 from relora_lab.memory.step import Step
-
-LOGITS, SOFTMAX = 2**26, 2**22  # as in cross_entropy.py: bytes of logits, entries of float32, at a time
 
 
 def while_training(step: Step, vocab_size: int) -> int:
@@ -22,11 +21,10 @@ def while_evaluating(step: Step, vocab_size: int) -> int:
 
 def _moments(step: Step, vocab_size: int) -> Iterator[int]:
     """Bytes of logits, of what is made of them, and of the head's gradient, one moment after the other."""
-    table, before = vocab_size * step.size.hidden, 0
+    table = vocab_size * step.size.hidden
     product, sum_ = step.compute * table, 0
     for tokens in _parts(step, vocab_size):
         logits = step.compute * vocab_size * tokens
-        yield before + logits + sum_  # the part before is let go when this one's logits are there
         yield logits + _softmax(step, vocab_size, tokens) + sum_
         yield logits + step.compute * step.size.hidden * tokens + sum_
         if not sum_:
@@ -34,20 +32,17 @@ def _moments(step: Step, vocab_size: int) -> Iterator[int]:
         elif step.compute != 4:  # summed up in float32; a sum in float32 is added to in place
             yield logits + product + step.widened * table + sum_ + (4 * table if sum_ == product else 0)
             sum_ = 4 * table
-        before = logits
-    yield before + sum_ + (step.weight * table if sum_ != step.weight * table else 0)
+    yield sum_ + (step.weight * table if sum_ != step.weight * table else 0)
 
 
 def _hidden(step: Step) -> int:
-    """Bytes of the last norm's output, and of the copy without each row's last token."""
-    return step.compute * step.size.hidden * (step.tokens + (step.predicted if step.rows > 1 else 0))
+    """Bytes of the last norm's output: a copy without each row's last token, if there are several rows."""
+    return step.compute * step.size.hidden * (step.predicted if step.rows > 1 else step.tokens)
 
 
 def _softmax(step: Step, vocab_size: int, tokens: int) -> int:
-    """Bytes of a softmax in float32, of the one before, which is let go after it, and of the copy that is read."""
-    first = min(tokens, max(1, SOFTMAX // vocab_size))
-    second = min(first, tokens - first)
-    return vocab_size * max((4 + step.widened) * first, 4 * first + (4 + step.widened) * second)
+    """Bytes of a softmax in float32, and of the copy that it reads."""
+    return vocab_size * (4 + step.widened) * min(tokens, max(1, SOFTMAX // vocab_size))
 
 
 def _parts(step: Step, vocab_size: int) -> Iterator[int]:

@@ -94,7 +94,7 @@ def _phases(run: RunConfig, method: Options) -> Iterator[tuple[str, Cells]]:
     before = accumulated or gradients - head - one_block
     yield "backward, first block", moment(before, saved_by_block(step) + others, _backward(step))
     yield "optimizer", moment(gradients, 0, _optimizer_work(run, method))
-    yield "evaluation", moment(extra=_evaluation_work(run, step, vocab_size))
+    yield "evaluation", moment(extra=_evaluation_work(step, vocab_size))
     if step.low_rank and step.low_rank.merges:
         yield "restart", moment(extra=_restart_work(step.low_rank, size, step.weight))
     if step.low_rank:
@@ -144,22 +144,17 @@ def _backward(step: Step) -> int:
     return step.weight * hidden + max(last, product, again)
 
 
-def _evaluation_work(run: RunConfig, step: Step, vocab_size: int) -> int:
-    """Bytes while held-out losses are measured: on all batches (if there is so much text), and on one, not cast."""
-    batches = -(-max(1, run.training.eval_tokens // step.length) // step.rows)
-    evaluation = replace(step, passes=batches, checkpointing=False)
-    probe = replace(step, passes=1, checkpointing=False, precision="bf16" if step.weight == 2 else "float32")
+def _evaluation_work(step: Step, vocab_size: int) -> int:
+    """Bytes while held-out losses are measured: as in training, and on one batch, not cast."""
+    evaluation = replace(step, passes=1, checkpointing=False)
+    probe = replace(evaluation, precision="bf16" if step.weight == 2 else "float32")
     return max(_without_gradients(s, vocab_size) for s in ((evaluation, probe) if step.low_rank else (evaluation,)))
 
 
 def _without_gradients(step: Step, vocab_size: int) -> int:
-    """Bytes of a forward pass that keeps nothing but V, for other passes, or autocast's copies of weights."""
+    """Bytes of a forward pass that keeps nothing but autocast's copies of weights."""
     inner = 3 * step.compute * step.size.intermediate * step.tokens  # silu(gate), up, their product
-    return (
-        shared(step)
-        + _copies(step)
-        + max(_making(step, keeps=False) + inner, loss.while_evaluating(step, vocab_size))
-    )
+    return _copies(step) + max(_making(step, keeps=False) + inner, loss.while_evaluating(step, vocab_size))
 
 
 def micro_batch(run: RunConfig) -> int:

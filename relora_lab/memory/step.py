@@ -180,8 +180,8 @@ def _saved_by_map(step: Step, matrix: Matrix) -> int:
     kept = 0 if step.rebuilds else step.multiplied(matrix)
     if step.low_rank is None:
         return kept
-    copies = 1 + (step.rebuilds and step.merges(matrix)) if step.compute != step.weight else 0
-    kept += copies * step.compute * factor_entries(matrix, step.low_rank.rank)
+    if step.compute != step.weight:  # copies of B and A
+        kept += step.compute * factor_entries(matrix, step.low_rank.rank)
     if not step.merges(matrix):
         kept += step.compute * step.low_rank.rank * step.tokens  # xAᵀ
     if step.low_rank.rescales:  # xVᵀ before m/n, for m; and n, m/n

@@ -21,7 +21,7 @@ def train(
     resume: bool = False,
     overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
     precision: Literal["float32", "bf16-autocast", "bf16"] | None = None,
-    compile: bool = False,  # noqa: A002
+    compile: tyro.conf.FlagCreatePairsOff[bool] = False,  # noqa: A002
     share: bool = True,
 ) -> int:
     """Train one run into a run folder.

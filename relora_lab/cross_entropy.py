@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from relora_lab.costs import LOGITS, SOFTMAX
+from relora_lab.precision import product_dtype
 
 
 def mean_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -20,11 +21,9 @@ def mean_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
     `hidden` (tokens, width) and `head` (vocabulary, width), of one dtype or under autocast; `targets` (tokens,), the
     class numbers. Where gradients are enabled they are made at once and kept instead of logits: it can be
-    differentiated once, and one backward pass can go through it.
+    differentiated once, and one backward pass can go through it. Not for float16, in which their sums overflow.
     """
-    dtype = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    dtype = product_dtype(hidden.device, hidden.dtype)
     if torch.is_grad_enabled():
         loss: Tensor = _MeanCrossEntropy.apply(hidden, head, targets, dtype)
         return loss
@@ -49,13 +48,15 @@ class _MeanCrossEntropy(torch.autograd.Function):
                 d_head = _add_product(d_head, logits.T, x[rows])
             del logits  # before the next ones are made
         ctx.save_for_backward(d_hidden, d_head if d_head is None else d_head.to(head.dtype))
-        ctx.tokens = len(targets)
+        ctx.tokens, ctx.used = len(targets), False
         return torch.stack(summed).sum() / ctx.tokens
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: a second backward pass is then an error, and none of them needs another copy.
+        if ctx.used:
+            raise RuntimeError("the loss's gradients are scaled in place, so only one backward pass can use them")
+        ctx.used = True
         scaled = (None if d is None else d.mul_(gradient / ctx.tokens) for d in ctx.saved_tensors)
         return *scaled, None, None
 

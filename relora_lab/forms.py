@@ -1,4 +1,4 @@
-"""How x(W + s·B·A)ᵀ is computed: forms that agree in values and gradients, and which of them costs least.
+"""How x(W + s·B·A)ᵀ is computed: three forms, of which the layer takes the one that costs least (costs.py).
 
 With W (m, n), rank r and T rows of x, a product of (a, b) and (b, c) costing 2abc:
 
@@ -6,6 +6,7 @@ apart         y = xWᵀ + s(xAᵀ)Bᵀ          4Tmn + 6Tr(m + n) with the backw
 merged        y = xVᵀ, V = W + s·B·A       4Tmn + 4Tr(m + n), and 2mnr for V, once for all x that see the same weights
 by gradient   merged; dA = s·BᵀG and dB = s·GAᵀ from G = dYᵀx        6Tmn + 4mnr, and V
 
+In float32 they agree in values and gradients to rounding; in bfloat16 V is rounded once, as full-rank training's W.
 V is never kept from one change of the weights to the next, so it cannot be stale.
 """
 
@@ -33,13 +34,6 @@ class Weight(NamedTuple):
     held: tuple[Tensor, ...] = ()
 
 
-def product_dtype(x: Tensor, factor: Tensor) -> torch.dtype:
-    """What x is multiplied in: autocast's dtype where that is on, as for a linear map."""
-    if torch.is_autocast_enabled(x.device.type) and factor.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return factor.dtype
-
-
 def as_it_is(W: Tensor) -> Tensor:
     """How a weight is read that is held as one tensor."""
     return W
@@ -65,8 +59,8 @@ def merge(W: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
 def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, scale: float, weight: Weight) -> Tensor:
     """y = x(W + s·B·A)ᵀ + b for x (…, n), A (r, n), B (m, r), all of one dtype; W gets no gradient.
 
-    It can be differentiated once. Changing x, A, B or what `weight` is made of before the backward pass makes that
-    raise RuntimeError.
+    It can be differentiated once, by backward (not by torch.func). Gradients are those at the weights of the forward
+    pass; where it kept a weight itself, and that was changed since, the backward pass raises RuntimeError.
     """
     result: Tensor = _LowRankLinear.apply(x, A, B, bias, scale, weight)
     return result
@@ -80,7 +74,7 @@ class _LowRankLinear(torch.autograd.Function):
         y, z = F.linear(x, weight.tensor, bias), None
         if not weight.merged:
             z = F.linear(x, A)
-            _flat(y).addmm_(_flat(z), B.T, alpha=scale)
+            y.view(-1, len(B)).addmm_(_flat(z), B.T, alpha=scale)
         ctx.scale, ctx.merged, ctx.make = scale, weight.merged, weight.make
         ctx.save_for_backward(x, A, B, z, *(weight.held if weight.make else (weight.tensor,)))
         return y
@@ -88,25 +82,30 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_A, of_B, of_bias, *_ = ctx.needs_input_grad
-        x, A, B, z, *held = ctx.saved_tensors
-        shape, x, dY = x.shape, _flat(x), _flat(dY)
-        dx: Any = None
-        dA = dB = None
-        if of_x:
-            dx = dY @ (ctx.make(B, A, *held) if ctx.make else held[0])
-        if ctx.merged and of_A and of_B and full_gradient_pays(len(x), len(B), len(A.T), len(A)):
-            G = dY.T @ x
-            dA, dB = (B.T @ G).mul_(ctx.scale), (G @ A.T).mul_(ctx.scale)
-        else:
-            dZ = (dY @ B).mul_(ctx.scale)
-            if of_x and not ctx.merged:
-                dx.addmm_(dZ, A)
-            if of_A:
-                dA = dZ.T @ x
-            if of_B:
-                dB = (dY.T @ (F.linear(x, A) if z is None else _flat(z))).mul_(ctx.scale)
-        return dx.view(shape) if of_x else None, dA, dB, dY.sum(0) if of_bias else None, None, None
+        with torch.autocast(dY.device.type, enabled=False):  # it was on or off in the forward pass
+            return _gradients(ctx, dY)
+
+
+def _gradients(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
+    of_x, of_A, of_B, of_bias, *_ = ctx.needs_input_grad
+    x, A, B, z, *held = ctx.saved_tensors
+    shape, x, dY = x.shape, _flat(x), _flat(dY)
+    dx: Any = None
+    dA = dB = None
+    if of_x:
+        dx = dY @ (ctx.make(B, A, *held) if ctx.make else held[0])
+    if ctx.merged and of_A and of_B and full_gradient_pays(len(x), len(B), len(A.T), len(A)):
+        G = dY.T @ x
+        dA, dB = (B.T @ G).mul_(ctx.scale), (G @ A.T).mul_(ctx.scale)
+    else:
+        dZ = (dY @ B).mul_(ctx.scale)
+        if of_x and not ctx.merged:
+            dx.addmm_(dZ, A)
+        if of_A:
+            dA = dZ.T @ x
+        if of_B:
+            dB = (dY.T @ (F.linear(x, A) if z is None else _flat(z))).mul_(ctx.scale)
+    return dx.view(shape) if of_x else None, dA, dB, dY.sum(0) if of_bias else None, None, None
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from relora_lab import methods, seeds
 from relora_lab.costs import merging_pays
-from relora_lab.forms import Weight, as_it_is, frozen_weight, low_rank_linear, merged_weight, product_dtype
+from relora_lab.forms import Weight, as_it_is, frozen_weight, low_rank_linear, merged_weight
+from relora_lab.precision import product_dtype
 from relora_lab.quantise import Kind, QuantisedWeight, require_library
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ class LowRankLinear(nn.Module):
 
     weight: Tensor | QuantisedWeight
     rebuild = False
-    _passes = 1  # forward passes that see the weights as they are
-    _kept: dict[Any, Weight] | None = None  # where there are several: what they all multiply with
+    _passes = 1  # forward passes that see the weights as they are, and what they all multiply with
+    _kept: dict[Any, tuple[Weight, tuple[Tensor, ...]]] | None = None
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class LowRankLinear(nn.Module):
         base.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._linear(x, self._weight_for(x), self.bias)
+        A, B = self._factors(x)
+        return self._linear(x, A, B, self._weight_for(x, A, B), self.bias)
 
     @property
     def quantisation_error(self) -> float:
@@ -119,33 +122,43 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.lora_A.shape[0]}, scale={self.scale:g}"
 
-    def _linear(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-        """x(W + s·B·A)ᵀ + b, in the dtype of the weight's tensor."""
-        dtype = weight.tensor.dtype
-        A, B = self.lora_A.to(dtype), self.lora_B.to(dtype)
-        return low_rank_linear(x.to(dtype), A, B, None if bias is None else bias.to(dtype), self.scale, weight)
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A and B in the dtype that x is multiplied in."""
+        dtype = product_dtype(x.device, self.lora_A.dtype)
+        return self.lora_A.to(dtype), self.lora_B.to(dtype)
+
+    def _linear(self, x: Tensor, A: Tensor, B: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+        """x(W + s·B·A)ᵀ + b, in the factors' dtype."""
+        return low_rank_linear(x.to(A.dtype), A, B, None if bias is None else bias.to(A.dtype), self.scale, weight)
 
     @torch.no_grad()
-    def _weight_for(self, x: Tensor) -> Weight:
+    def _weight_for(self, x: Tensor, A: Tensor, B: Tensor) -> Weight:
         """What x is multiplied with, made of the weights as they are now."""
-        dtype, merged = product_dtype(x, self.lora_A), self._merges(x.numel() // self.in_features)
+        merged = self._merges(x.numel() // self.in_features)
         if self._kept is None or torch.compiler.is_compiling():  # a graph cannot read versions
-            return self._make_weight(dtype, merged)
-        now = (dtype, merged, *(tensor._version for tensor in (self.lora_A, self.lora_B, *self._frozen())))
-        if now not in self._kept:
+            return self._make_weight(A, B, merged)
+        tensors = (self.lora_A, self.lora_B, *self._frozen())
+        now = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors)
+        key = (now, A.dtype, merged, torch.is_inference_mode_enabled())
+        if key not in self._kept:
             self._kept.clear()
-            self._kept[now] = self._make_weight(dtype, merged)
-        return self._kept[now]
+            self._kept[key] = self._make_weight(A, B, merged), tensors  # which live on, so that no id is used again
+        return self._kept[key][0]
 
     def _merges(self, tokens: int) -> bool:
-        share = tokens / 2 if self._rebuilds else tokens * self._passes  # of one W + s·B·A
+        passes = 1 if torch.compiler.is_compiling() else self._passes
+        share = tokens / 2 if self._rebuilds else tokens * passes  # of one W + s·B·A
         return merging_pays(share, self.out_features, self.in_features)
 
-    def _make_weight(self, dtype: torch.dtype, merged: bool) -> Weight:
-        read = self.weight.reader(dtype) if isinstance(self.weight, QuantisedWeight) else as_it_is
+    def _make_weight(self, A: Tensor, B: Tensor, merged: bool) -> Weight:
+        read = self.weight.reader(A.dtype) if isinstance(self.weight, QuantisedWeight) else as_it_is
         make = partial(merged_weight, read, self.scale) if merged else partial(frozen_weight, read)
-        made = make(self.lora_B.to(dtype), self.lora_A.to(dtype), *self._frozen())
-        return Weight(made, merged, *((make, self._frozen()) if self._rebuilds else ()))
+        made, held = make(B, A, *self._frozen()), self._frozen()
+        return Weight(made, merged, make, held) if self._rebuilds else Weight(made, merged)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not a promise about this layer (`unchanging`)."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_passes", "_kept")}
 
     @property
     def _rebuilds(self) -> bool:
@@ -191,15 +204,24 @@ def kaiming(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 def unchanging(layers: Iterable[LowRankLinear], passes: int) -> Iterator[None]:
     """Promise that no weight changes inside, in `passes` forward passes: W + s·B·A is then made once for all of them.
 
-    Without the promise it is made in every forward pass, and is never stale. An optimizer's step breaks it unseen
-    (a fused one changes parameters without their `_version`); any other change is noticed.
+    Without the promise it is made in every forward pass, and is never stale. What breaks it is noticed (a step of an
+    optimizer, an assignment, a change that `_version` counts), but for a change in place through `.data`.
     """
     layers = list(layers)
+
+    def forget(*_: Any) -> None:
+        for layer in layers:
+            if layer._kept is not None:
+                layer._kept.clear()
+
     for layer in layers:
         layer._passes, layer._kept = passes, {} if passes > 1 and not layer._rebuilds else None
+    # A fused optimizer changes parameters behind `_version`.
+    hook = register_optimizer_step_post_hook(forget)
     try:
         yield
     finally:
+        hook.remove()
         for layer in layers:
             layer._passes, layer._kept = 1, None
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from relora_lab import sizes
+from relora_lab.precision import product_dtype
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,5 +69,4 @@ def checkpoint_blocks(model: Any) -> None:
 
 def _round_for_products(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
     """Under autocast, round what a norm gives; every product that reads it would do so, and keep its own copy."""
-    kind = output.device.type
-    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
+    return output.to(product_dtype(output.device, output.dtype))

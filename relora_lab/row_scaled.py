@@ -18,8 +18,9 @@ class RowScaledLinear(LowRankLinear):
     magnitude: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._weight_for(x)
-        direction = self._linear(x, weight, None)
+        A, B = self._factors(x)
+        weight = self._weight_for(x, A, B)
+        direction = self._linear(x, A, B, weight, None)
         n = _row_norms(weight.tensor).to(self.magnitude.dtype)
         y = direction * (self.magnitude / n).to(direction.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)

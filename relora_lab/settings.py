@@ -138,7 +138,7 @@ class Training:
     threads: int = 1
     device: str = "cpu"
     precision: Literal["float32", "bf16-autocast", "bf16"] = "float32"
-    compile: bool = False  # torch.compile the model: a minute at each start, then faster steps
+    compile: bool = False  # torch.compile: a minute at each start, faster steps; a resumed run may differ in rounding
     rebuild_weights: bool = False  # keep no W + s·B·A for the backward pass: less memory, slower
     gradient_checkpointing: bool = False  # keep only each block's input, compute the rest again in the backward pass
     micro_batches: int = 1  # gradient accumulation: the batch is split into so many parts
@@ -316,6 +316,8 @@ class RunConfig:
                 f"warm start and the end ({training.steps})"
             )
         if self.low_rank:
+            if training.compile and self.low_rank.quantise:
+                found.append("training.compile: method.quantise breaks the graph at every layer; little is gained")
             every = self.low_rank.restart_every
             if every is not None and every >= self.low_rank_steps:
                 found.append(

@@ -32,7 +32,9 @@ def update(state: TrainState, objective: LanguageModelling) -> Update:
     batch = objective.batch(state.step).to(training.device)
     parts = batch.chunk(training.micro_batches)
     loss = torch.zeros((), device=batch.device)
-    with unchanging(state.layers.values(), passes=len(parts)):
+    # With checkpointing memory counts most, and W + s·B·A is made for each part.
+    passes = 1 if training.gradient_checkpointing else len(parts)
+    with unchanging(state.layers.values(), passes):
         for part in parts:
             part_loss = objective.loss(state.model, part) / len(parts)
             part_loss.backward()

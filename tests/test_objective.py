@@ -1,6 +1,4 @@
-"""The loss of language modelling is transformers' own, and what spares it memory changes none of it."""
-
-import copy
+"""The loss of language modelling is transformers' own, and what spares memory does not change what is trained."""
 
 import pytest
 import torch
@@ -42,11 +40,17 @@ def test_the_loss_is_that_of_transformers(tiny, tmp_path):
     torch.testing.assert_close(*(m.get_parameter(embedding).grad for m in (state.model, other)), rtol=1e-5, atol=1e-7)
 
 
-def test_rounding_what_norms_give_changes_no_bit_under_autocast(tiny, tmp_path):
-    objective, state = begin(tiny, tmp_path, training={"precision": "bf16-autocast", "warm_start": 0})
-    batch, full = objective.batch(0), models.build("demo", vocab_size=256)
-    assert torch.equal(objective.loss(full, batch), objective.loss(plain(full), batch))
-    assert objective.loss(state.model, batch).dtype == torch.float32
+def test_rounding_what_norms_give_changes_no_bit_of_the_loss_under_autocast(tiny, tmp_path):
+    objective, _ = begin(tiny, tmp_path, training={"precision": "bf16-autocast", "warm_start": 0})
+    ours, batch = models.build("demo", vocab_size=256), objective.batch(0)
+    other = plain(ours)
+    losses = [objective.loss(model, batch) for model in (ours, other)]
+    assert torch.equal(*losses)
+    # Gradients of q, k and v are summed in bfloat16 then.
+    for loss in losses:
+        loss.backward()
+    for one, another in zip(ours.parameters(), other.parameters(), strict=True):
+        assert float((one.grad - another.grad).abs().max()) <= 2**-5 * float(another.grad.abs().max())
 
 
 @pytest.mark.parametrize("method", ["relora", "redora"])
@@ -60,12 +64,3 @@ def test_what_spares_memory_trains_the_same(tiny, tmp_path, variant, method):
         return torch.tensor([update(state, objective).loss for _ in range(8)])
 
     torch.testing.assert_close(losses(**variant), losses(), rtol=2e-6, atol=0)
-
-
-def test_an_evaluation_leaves_no_promise_behind(tiny, tmp_path):
-    objective, state = begin(tiny, tmp_path)
-    before = objective.evaluate(state.model)
-    assert objective.evaluate(copy.deepcopy(state.model)) == before
-    for layer in state.layers.values():
-        layer.lora_B.data.fill_(0.1)
-    assert objective.evaluate(state.model).loss != before.loss

@@ -52,7 +52,7 @@ class Loop:
         """The loss of the next batch."""
         batch = self._batch(self.steps).to(self._device)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.model(input_ids=batch, labels=batch).loss
+            return self.model(input_ids=batch, labels=batch, use_cache=False).loss
 
     def step(self) -> Tensor:
         """An optimizer step; the loss before it."""

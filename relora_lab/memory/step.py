@@ -70,13 +70,18 @@ class Step:
     @property
     def shares(self) -> bool:
         """Do all passes multiply with the same V, held from the first to the last?"""
-        return self.low_rank is not None and self.passes > 1 and not self.rebuilds
+        return self.low_rank is not None and self.sharing > 1 and not self.rebuilds
+
+    @property
+    def sharing(self) -> int:
+        """How many passes V is made for, as in update.py."""
+        return 1 if self.checkpointing else self.passes
 
     def merges(self, matrix: Matrix) -> bool:
         """Is x multiplied with V = W + s·B·A?"""
         if self.low_rank is None or self.low_rank.rescales:
             return self.low_rank is not None
-        share = self.tokens / 2 if self.rebuilds else self.tokens * self.passes  # as in lowrank.py
+        share = self.tokens / 2 if self.rebuilds else self.tokens * self.sharing  # as in lowrank.py
         return merging_pays(share, matrix.rows, matrix.cols)
 
     def multiplied(self, matrix: Matrix) -> int:

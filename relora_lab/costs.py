@@ -13,3 +13,8 @@ def merging_pays(tokens: float, rows: int, cols: int) -> bool:
 def full_gradient_pays(tokens: int, rows: int, cols: int, rank: int) -> bool:
     """Are dA and dB had with less work from the gradient of V than from x and dY?"""
     return 2 * tokens * rows * cols + 4 * rows * cols * rank < 4 * tokens * rank * (rows + cols)
+
+
+def rows_at_once(width: int, device: str) -> int:
+    """How many rows of a matrix a core's cache holds, with what is made of them; a GPU takes all at once."""
+    return max(1, 2**16 // width) if device == "cpu" else 2**62

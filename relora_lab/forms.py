@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from relora_lab.costs import full_gradient_pays
+from relora_lab.costs import full_gradient_pays, rows_at_once
 
 
 class Weight(NamedTuple):
@@ -53,7 +53,11 @@ def merge(W: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
     """W + s·B·A in the factors' dtype, rounded once from the sum in W's if that is wider."""
     if B.dtype == W.dtype and W.dtype in (torch.float32, torch.float64):
         return torch.addmm(W, B, A, alpha=scale)
-    return torch.add(W, B @ A, alpha=scale).to(B.dtype)
+    merged = B @ A
+    rows = rows_at_once(W.shape[1], W.device.type)
+    for of_W, part in zip(W.split(rows), merged.split(rows), strict=True):
+        part.copy_(torch.add(of_W, part, alpha=scale))
+    return merged
 
 
 def low_rank_linear(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None, scale: float, weight: Weight) -> Tensor:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from relora_lab import sizes
-from relora_lab.precision import product_dtype
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,7 +46,8 @@ def build(
     `size_or_config` is a name of sizes.py, a Size (both with `vocab_size`), or a LlamaConfig (taken as it is).
     """
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from relora_lab import blocks
 
     config = size_or_config
     if isinstance(config, str | sizes.Size):
@@ -55,9 +55,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
-            module.register_forward_hook(_round_for_products)
+    blocks.use_in(model)
     return model.to(device, dtype)
 
 
@@ -65,8 +63,3 @@ def checkpoint_blocks(model: Any) -> None:
     """Let each block keep its input alone, and compute the rest again in the backward pass."""
     new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # as of transformers 5.2
     getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
-
-
-def _round_for_products(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """Under autocast, round what a norm gives; every product that reads it would do so, and keep its own copy."""
-    return output.to(product_dtype(output.device, output.dtype))

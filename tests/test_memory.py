@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import changed
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from relora_lab import cli, config, data, lowrank, memory, methods, models, process, sizes, tokenizer
 from relora_lab import state as states
@@ -20,7 +21,7 @@ from relora_lab.lowrank import unchanging
 from relora_lab.memory import held
 from relora_lab.memory.phases import peak, phases, step_of
 from relora_lab.memory.report import ROWS
-from relora_lab.memory.step import Step, saved, saved_by_model, saved_by_plain_loss
+from relora_lab.memory.step import Step, saved, saved_in_plain_training
 from relora_lab.methods import full
 from relora_lab.objective import LanguageModelling
 
@@ -114,7 +115,7 @@ def test_more_rank_takes_more(method, rank, size):
 def test_more_tokens_and_words_take_more(rows, length, vocab_size):
     def saved(rows, length, vocab_size):
         step = Step(method=full.Options(), size=sizes.resolve("9M"), rows=rows, length=length, precision="bf16")
-        return saved_by_model(step) + saved_by_plain_loss(step, vocab_size)
+        return saved_in_plain_training(step, vocab_size)
 
     here = saved(rows, length, vocab_size)
     assert here < min(saved(rows, length, vocab_size + 1), saved(rows + 1, length, vocab_size))
@@ -226,7 +227,7 @@ def plain_loss(model, batch):
 
 @pytest.mark.parametrize(("size", "vocab_size"), [("demo", 256), ("9M", 2000)])
 def test_activations_as_p2_counts_them(size, vocab_size):
-    model = models.build(size, vocab_size=vocab_size, dtype=torch.bfloat16)
+    model = LlamaForCausalLM(models.llama_config(size, vocab_size=vocab_size)).to(torch.bfloat16)
     found = saved_by_autograd(model, plain_loss, torch.randint(vocab_size, (1, 256)))
     assert memory.plain_activations(sizes.resolve(size), vocab_size) == pytest.approx(found, rel=0.005)
 

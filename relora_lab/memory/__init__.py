@@ -7,7 +7,7 @@ from relora_lab import config, methods, sizes
 from relora_lab.errors import require
 from relora_lab.memory.held import GIB, Cells, largest_tensor, weight_bytes
 from relora_lab.memory.phases import peak
-from relora_lab.memory.step import Step, saved_by_model, saved_by_plain_loss
+from relora_lab.memory.step import Step, saved_in_plain_training
 from relora_lab.methods import full
 from relora_lab.methods._options import Options
 from relora_lab.settings import RunConfig
@@ -53,7 +53,7 @@ def estimate(
 def plain_activations(size: Size, vocab_size: int) -> int:
     """Bytes that autograd saves of the plain model with an ordinary loss, for one sequence of 256 tokens in bf16."""
     step = Step(method=full.Options(), size=size, rows=1, length=256, precision="bf16")
-    return saved_by_model(step) + saved_by_plain_loss(step, vocab_size)
+    return saved_in_plain_training(step, vocab_size)
 
 
 def is_350m(size: Size) -> bool:

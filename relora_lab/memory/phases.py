@@ -86,7 +86,10 @@ def _phases(run: RunConfig, method: Options) -> Iterator[tuple[str, Cells]]:
     yield "forward", moment(accumulated, act, _making(step, keeps=not step.checkpointing) + cast)
     yield "loss", moment(accumulated + head, act, loss.while_training(step, vocab_size) + cast)
     act -= saved_by_loss(step)
-    yield "backward, last norm", moment(accumulated or head, act, 4 * 4 * size.hidden * step.tokens)
+    yield (
+        "backward, last norm",
+        moment(accumulated or head, act, (step.weight + step.compute) * size.hidden * step.tokens),
+    )
     act -= saved_by_norm(step)
     yield "backward, last block", moment(accumulated or head, act + _again(step), _backward(step))
     # The first block's is the last: of all gradients only its own and the embeddings' are still to come.
@@ -128,8 +131,8 @@ def _again(step: Step) -> int:
     """Bytes that a checkpointed block keeps once it is computed again."""
     if not step.checkpointing:
         return 0
-    # Its input, if in float32, is what the norm keeps of it; V is there if all passes share it.
-    there = (4 * step.size.hidden * step.tokens if step.weight == 4 else 0) + shared(step) // step.size.layers
+    # Its input is what the first norm keeps; V is there if all passes share it.
+    there = step.weight * step.size.hidden * step.tokens + shared(step) // step.size.layers
     return saved_by_block(step) - there
 
 
@@ -139,7 +142,7 @@ def _backward(step: Step) -> int:
     copy = step.compute * hidden if step.compute != step.weight else 0  # of the residual stream's gradient
     worst = max(block_matrices(step.size), key=entries)
     last = inner + copy + of_gradient(step, worst)
-    product = 2 * inner + (0 if step.passes > 1 else gradient(step, worst))  # of silu(gate) and up
+    product = 3 * inner + (0 if step.passes > 1 else gradient(step, worst))  # of silu(gate) and up
     again = _making(step, keeps=True) if step.checkpointing else 0
     return step.weight * hidden + max(last, product, again)
 

@@ -1,6 +1,6 @@
 """What autograd keeps of a micro-batch, and what a step needs beside that. Numbers only, no torch.
 
-Counted from transformers' LLaMA with sdpa, low-rank layers of lowrank.py and the loss of cross_entropy.py; equal to
+Counted from transformers' LLaMA with sdpa, blocks.py, lowrank.py and the loss of cross_entropy.py; equal to
 what saved-tensor hooks see (tests/test_memory.py). With torch.compile it is an estimate.
 """
 
@@ -119,10 +119,13 @@ def saved_by_model(step: Step) -> int:
     return size.layers * block + saved_by_norm(step) + rotary + ids
 
 
-def saved_by_plain_loss(step: Step, vocab_size: int) -> int:
-    """Bytes that an ordinary head and loss keep: P2's; ours (cross_entropy.py) keeps gradients instead."""
-    log_softmax, target = 4 * vocab_size, 8
-    return step.compute * step.size.hidden * step.tokens + (log_softmax + target) * step.predicted
+def saved_in_plain_training(step: Step, vocab_size: int) -> int:
+    """Bytes that transformers' own model keeps with an ordinary head and loss: P2's count."""
+    size, log_softmax, target = step.size, 4 * vocab_size, 8
+    norms = (2 * size.layers + 1) * 4 * size.hidden  # float32 inputs and normalised vectors, in place of inputs
+    mlp = size.layers * step.compute * size.intermediate  # silu(gate)
+    head = step.compute * size.hidden
+    return saved_by_model(step) + step.tokens * (norms + mlp + head) + (log_softmax + target) * step.predicted
 
 
 def saved_by_block(step: Step) -> int:
@@ -130,14 +133,14 @@ def saved_by_block(step: Step) -> int:
     h, i, compute = step.size.hidden, step.size.intermediate, step.compute
     inputs = 2 * compute * h  # what q, k, v read, and what gate, up read
     attention = 4 * compute * h + 4 * step.size.heads  # q, k, v, what comes out, and float32 logsumexp
-    mlp = 4 * compute * i  # gate, silu(gate), up, their product
+    mlp = 3 * compute * i  # gate, up, silu(gate)·up
     maps = sum(_saved_by_map(step, m) for m in block_matrices(step.size))
     return step.tokens * (inputs + attention + mlp) + 2 * saved_by_norm(step) + maps
 
 
 def saved_by_norm(step: Step) -> int:
-    """Bytes that an RMS norm keeps: its input in float32, the normalised vector, 1/rms."""
-    return step.tokens * ((4 + step.weight) * step.size.hidden + 4)
+    """Bytes that an RMS norm keeps: its input and 1/rms."""
+    return step.tokens * (step.weight * step.size.hidden + 4)
 
 
 def block_matrices(size: Size) -> list[Matrix]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 from relora_lab.costs import rows_at_once
 from relora_lab.precision import product_dtype
@@ -33,9 +33,29 @@ class GatedMLP(LlamaMLP):
         return result
 
 
+class Attention(LlamaAttention):
+    """transformers' causal attention, for whole sequences; with a mask or a cache it is theirs."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Any = None, **others: Any) -> tuple[Tensor, Any]:
+        if any(others.get(name) is not None for name in ("attention_mask", "past_key_values")):
+            theirs: tuple[Tensor, Any] = super().forward(hidden_states, position_embeddings, **others)
+            return theirs
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (f(hidden_states).view(shape) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (_Rotation.apply(tensor, *position_embeddings) for tensor in (q, k))
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        grouped = self.num_key_value_groups > 1
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scaling, enable_gqa=grouped)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 def use_in(model: nn.Module) -> None:
     """Put them in place of transformers' own, which they differ from by `forward` alone."""
-    own: dict[type[nn.Module], type[nn.Module]] = {LlamaRMSNorm: RMSNorm, LlamaMLP: GatedMLP}
+    own: dict[type[nn.Module], type[nn.Module]] = {
+        LlamaRMSNorm: RMSNorm,
+        LlamaMLP: GatedMLP,
+        LlamaAttention: Attention,
+    }
     for module in model.modules():
         module.__class__ = own.get(type(module), type(module))
 
@@ -68,6 +88,33 @@ class _RMSNorm(torch.autograd.Function):
             g = g * weight
             of_x.copy_(g.sub_(h.mul_((g * h).mean(-1, keepdim=True))).mul_(of_scale))
         return dx, dw.to(weight.dtype), None
+
+
+class _Rotation(torch.autograd.Function):
+    """Rotary embedding of queries or keys (n, length, heads, dim) by cos and sin (1 or n, length, dim)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, product_dtype(x.device, torch.promote_types(x.dtype, cos.dtype)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(dy, cos, -sin, dy.dtype), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """(x₁, x₂) ↦ (x₁cos − x₂sin, x₂cos + x₁sin), where x₁ and x₂ are the halves of a head."""
+    y, half = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format), x.shape[-1] // 2
+    cos, sin = (angle.unsqueeze(2).expand(len(x), -1, -1, -1)[..., :half] for angle in (cos, sin))
+    several = rows_at_once(x[0].numel(), x.device.type)  # whole sequences
+    for part, of_y, c, s in zip(*(tensor.split(several) for tensor in (x, y, cos, sin)), strict=True):
+        first, second = part[..., :half], part[..., half:]
+        of_y[..., :half] = first * c - second * s
+        of_y[..., half:] = second * c + first * s
+    return y
 
 
 class _Gate(torch.autograd.Function):

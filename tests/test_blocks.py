@@ -103,6 +103,31 @@ def test_what_is_kept_beside_the_input(kind, most):
     assert sum(t.numel() for at, t in kept.items() if at not in own) == 10 * (most + (kind == "norm"))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_whole_model_is_transformers_own(autocast):
+    ours = models.build("9M", vocab_size=300, seed=3)
+    theirs = LlamaForCausalLM(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    tokens = torch.randint(300, (3, 70), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = [model(tokens, use_cache=False).logits for model in (ours, theirs)]
+    assert torch.equal(*logits)
+    for each in logits:
+        each.float().square().sum().backward()
+    gradients = ([parameter.grad for parameter in model.parameters()] for model in (ours, theirs))
+    assert_near(*gradients, 2**-5 if autocast else 1e-5)  # sums of a few thousand terms
+
+
+def test_masks_and_caches_are_left_to_transformers():
+    ours = models.build("demo", vocab_size=64)
+    theirs = LlamaForCausalLM(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    tokens, mask = torch.arange(12).view(2, 6), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    assert torch.equal(*(model(tokens, attention_mask=mask, use_cache=False).logits for model in (ours, theirs)))
+    options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(*(model.generate(tokens, **options) for model in (ours, theirs)))
+
+
 def test_a_model_is_saved_and_opened_as_before(tmp_path):
     model = models.build("demo", vocab_size=64)
     assert isinstance(model, LlamaForCausalLM)

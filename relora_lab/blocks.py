@@ -26,26 +26,31 @@ class RMSNorm(LlamaRMSNorm):
 
 
 class GatedMLP(LlamaMLP):
-    """transformers' MLP, down(silu(gate(x)) · up(x))."""
+    """transformers' MLP, down(silu(gate(x)) · up(x)); with another activation it is theirs."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.config.hidden_act != "silu":
+            theirs: Tensor = super().forward(x)
+            return theirs
         result: Tensor = self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))
         return result
 
 
 class Attention(LlamaAttention):
-    """transformers' causal attention, for whole sequences; with a mask or a cache it is theirs."""
+    """transformers' attention of whole sequences by sdpa; theirs with a mask, cache, dropout or another kernel."""
 
     def forward(self, hidden_states: Tensor, position_embeddings: Any = None, **others: Any) -> tuple[Tensor, Any]:
-        if any(others.get(name) is not None for name in ("attention_mask", "past_key_values")):
+        masked = any(others.get(name) is not None for name in ("attention_mask", "past_key_values"))
+        drops = self.training and self.attention_dropout > 0
+        if masked or drops or self.config._attn_implementation != "sdpa":
             theirs: tuple[Tensor, Any] = super().forward(hidden_states, position_embeddings, **others)
             return theirs
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (f(hidden_states).view(shape) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k = (_Rotation.apply(tensor, *position_embeddings) for tensor in (q, k))
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        grouped = self.num_key_value_groups > 1
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scaling, enable_gqa=grouped)
+        how: dict[str, Any] = {"is_causal": self.is_causal, "scale": self.scaling}
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.num_key_value_groups > 1, **how)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
@@ -78,10 +83,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        dx, dw = (
-            torch.empty_like(x, memory_format=torch.contiguous_format),
-            torch.zeros_like(weight, dtype=scale.dtype),
-        )
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        dw = torch.zeros_like(weight, dtype=scale.dtype)
         for part, of_scale, of_y, of_x in _parts(x, scale, dy, dx):
             h, g = part.to(scale.dtype) * of_scale, of_y.to(scale.dtype)
             dw += (g * h).sum(0)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,28 @@ def tiny_tables() -> dict[str, Any]:
         },
         "optimizer": {"lr": 3e-3, "low_rank_lr": 6e-3, "betas": [0.9, 0.95], "warmup_steps": 5},
     }
+
+
+def assert_near(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], tolerance: float) -> None:
+    """Each tensor is within `tolerance` of the other's largest entry."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        difference = (one.detach().double() - other.detach().double()).abs().max()
+        assert float(difference) <= tolerance * float(other.detach().abs().max())
+
+
+def kept_for_backward(function: Callable[[], Any], own: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What autograd keeps of a call: a tensor of each storage, but those of `own`."""
+    kept: dict[int, torch.Tensor] = {tensor.untyped_storage().data_ptr(): tensor for tensor in own}
+    known = len(kept)
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no other gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return list(kept.values())[known:]
 
 
 def run(capsys: Any, *arguments: object) -> tuple[Any, str, str]:

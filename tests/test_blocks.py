@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from conftest import assert_near, kept_for_backward
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from relora_lab import blocks, models
@@ -32,12 +33,6 @@ def outcome(module, x):
     y = module(x)
     weights = torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, [x, *module.parameters()], weights)]
-
-
-def assert_near(found, expected, tolerance):
-    for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        assert float((one.double() - other.double()).abs().max()) <= tolerance * float(other.abs().max())
 
 
 @given(
@@ -95,12 +90,9 @@ def test_under_autocast_the_norm_rounds_for_the_products_that_read_it():
 def test_what_is_kept_beside_the_input(kind, most):
     """1/rms; and gate, up and what down reads."""
     _, ours = both(kind)
-    x, kept = torch.randn(10, CONFIG.hidden_size, requires_grad=True), {}
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t)
-    with hooks:
-        ours(x)
-    own = {tensor.data_ptr() for tensor in [x, *ours.parameters()]}
-    assert sum(t.numel() for at, t in kept.items() if at not in own) == 10 * (most + (kind == "norm"))
+    x = torch.randn(10, CONFIG.hidden_size, requires_grad=True)
+    kept = kept_for_backward(lambda: ours(x), [x, *ours.parameters()])
+    assert sum(tensor.numel() for tensor in kept) == 10 * (most + (kind == "norm"))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -126,6 +118,22 @@ def test_masks_and_caches_are_left_to_transformers():
     assert torch.equal(*(model(tokens, attention_mask=mask, use_cache=False).logits for model in (ours, theirs)))
     options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(*(model.generate(tokens, **options) for model in (ours, theirs)))
+
+
+@pytest.mark.parametrize(
+    "other", [{"hidden_act": "gelu"}, {"attn_implementation": "eager"}, {"attention_dropout": 0.5}]
+)
+def test_what_a_configuration_asks_for_else_is_done(other):
+    ours = models.build(LlamaConfig(**CONFIG.to_dict() | other))
+    theirs = LlamaForCausalLM(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    tokens, logits = torch.arange(12).view(2, 6), []
+    for model in (ours, theirs):
+        torch.manual_seed(0)
+        logits.append(model.train()(tokens, use_cache=False).logits)
+    assert torch.equal(*logits)
+    torch.manual_seed(1)
+    assert torch.equal(ours(tokens, use_cache=False).logits, logits[0]) == ("attention_dropout" not in other)
 
 
 def test_a_model_is_saved_and_opened_as_before(tmp_path):

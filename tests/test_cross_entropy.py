@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_near
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,11 +29,6 @@ def outcome(loss, hidden, head, targets):
 
 def definition(hidden, head, targets):
     return F.cross_entropy(hidden.double() @ head.double().T, targets)
-
-
-def assert_near(found, expected, tolerance):
-    for one, other in zip(found, expected, strict=True):
-        assert float((one.double() - other.double()).abs().max()) <= tolerance * float(other.abs().max())
 
 
 @given(

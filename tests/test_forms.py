@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_near, kept_for_backward
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -62,14 +63,8 @@ def outcome(function, layer, x):
     return [y, *torch.autograd.grad(y.double().square().sum(), [x, *trained])]
 
 
-def assert_agree(found, expected, tolerance):
-    for one, other in zip((t.detach() for t in found), (t.detach() for t in expected), strict=True):
-        assert one.shape == other.shape
-        assert float((one.double() - other.double()).abs().max()) <= tolerance * float(other.abs().max())
-
-
 def assert_fresh(layer, x):
-    assert_agree([layer(x)], [plain(layer, x.double())], 1e-6)
+    assert_near([layer(x)], [plain(layer, x.double())], 1e-6)
 
 
 # ---- values and gradients
@@ -81,7 +76,7 @@ def test_every_form_has_the_values_and_gradients_of_the_definition(name, rebuild
     assert form(*SHAPES[name]) == name
     layer, x = layer_and_input(*SHAPES[name])
     layer.rebuild = rebuild
-    assert_agree(outcome(layer, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
+    assert_near(outcome(layer, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
 
 
 @given(
@@ -103,7 +98,7 @@ def test_so_they_are_for_any_shape(tokens, rows, cols, rank, alpha, seed, method
         tokens, rows, cols, rank, alpha=alpha, seed=seed, method=method, quantise=quantise, **options
     )
     found, expected = (outcome(f, layer, x) for f in (layer, lambda x: plain(layer, x.double())))
-    assert_agree(found, expected, 2e-6)  # float32: of a layer of one row, the sum has few terms to even out
+    assert_near(found, expected, 2e-6)  # float32: of a layer of one row, the sum has few terms to even out
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -116,7 +111,7 @@ def test_in_bfloat16_by_autocast_it_is_near(name, method):
         found = outcome(layer, layer, x)
     assert found[0].dtype == torch.bfloat16
     assert [tensor.dtype for tensor in found[1:]] == [torch.float32] * (len(found) - 1)
-    assert_agree(found, exact, 2**-6)
+    assert_near(found, exact, 2**-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -127,7 +122,7 @@ def test_other_dtypes_compute_in_their_own(name, dtype):
     found = outcome(layer, layer, x)
     assert {tensor.dtype for tensor in found} == {dtype}
     tolerance = 2**-6 if dtype == torch.bfloat16 else 1e-14
-    assert_agree(found, outcome(lambda x: plain(layer, x.double()), layer, x), tolerance)
+    assert_near(found, outcome(lambda x: plain(layer, x.double()), layer, x), tolerance)
 
 
 @pytest.mark.parametrize("frozen", ["lora_A", "lora_B", "bias"])
@@ -135,7 +130,7 @@ def test_other_dtypes_compute_in_their_own(name, dtype):
 def test_a_factor_can_be_frozen(name, frozen):
     layer, x = layer_and_input(*SHAPES[name])
     getattr(layer, frozen).requires_grad_(False)
-    assert_agree(outcome(layer, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
+    assert_near(outcome(layer, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -177,15 +172,12 @@ def test_products_are_as_many_as_the_formulas_say_and_no_form_has_fewer(tokens, 
         assert cost[chosen] < cost["merged"]
 
 
-def test_rebuilding_keeps_nothing_of_the_weights_size():
+@pytest.mark.parametrize(("rebuild", "most"), [(False, 24 * 20), (True, 0)])
+def test_rebuilding_keeps_nothing_of_the_weights_size(rebuild, most):
     layer, x = layer_and_input(*SHAPES["merged"])
-    for rebuild, kept_more in ((False, 24 * 20), (True, 0)):
-        layer.rebuild, kept = rebuild, {}
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t)  # noqa: B023
-        with hooks:
-            layer(x.requires_grad_())
-        own = {p.data_ptr() for p in layer.parameters()} | {x.data_ptr()}
-        assert sum(t.numel() for address, t in kept.items() if address not in own) == kept_more
+    layer.rebuild = rebuild
+    kept = kept_for_backward(lambda: layer(x.requires_grad_()), [x, *layer.parameters()])
+    assert sum(tensor.numel() for tensor in kept) == most
 
 
 # ---- never stale
@@ -252,12 +244,12 @@ def test_what_is_promised_not_to_change_is_merged_once(monkeypatch):
     few = [torch.autograd.grad(layer(x[:, :6]).sum(), layer.lora_A)]  # apart
     assert len(made) == 1
     with unchanging([layer], passes=9):
-        assert_agree(outcome(layer, layer, x), whole, 0)
+        assert_near(outcome(layer, layer, x), whole, 0)
         for _ in range(8):
             few.append(torch.autograd.grad(checkpoint(layer, x[:, :6], use_reentrant=False).sum(), layer.lora_A))
     assert len(made) == 2
     for one, other in itertools.pairwise(few):
-        assert_agree(one, other, 1e-6)
+        assert_near(one, other, 1e-6)
     layer(x)
     assert len(made) == 3
 
@@ -281,7 +273,7 @@ def test_other_parameters_in_the_layer_are_noticed():
         assert_fresh(layer, x)
         found = torch.func.functional_call(layer, {"lora_A": 3 * layer.lora_A.detach()}, (x,))
     layer.lora_A.data.mul_(3)
-    assert_agree([found], [plain(layer, x.double())], 1e-6)
+    assert_near([found], [plain(layer, x.double())], 1e-6)
 
 
 def test_a_pass_without_gradients_does_not_spoil_a_later_one():
@@ -310,7 +302,7 @@ def test_graphs_may_be_walked_in_any_order():
     third = layer(3 * x)
     for y in (third, second):
         y.square().sum().backward()
-    assert_agree([layer.lora_A.grad], [sum(alone)], 1e-6)
+    assert_near([layer.lora_A.grad], [sum(alone)], 1e-6)
 
 
 @pytest.mark.parametrize("changed", ["lora_A", "lora_B", "weight"])
@@ -335,10 +327,8 @@ def test_codes_are_read_and_never_kept_as_a_weight():
     pytest.importorskip("bitsandbytes")
     layer, x = layer_and_input(*SHAPES["merged"], quantise="nf4")
     assert isinstance(layer.weight, QuantisedWeight)
-    kept = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t)
-    with hooks, unchanging([layer], passes=3):
-        layer(x)
+    with unchanging([layer], passes=3):
+        kept = kept_for_backward(lambda: layer(x), [])
     assert not [tensor for tensor in kept if tensor.shape == (24, 20)]
     y = layer(x.requires_grad_())
     layer.weight.store(torch.ones(24, 20))
@@ -373,6 +363,6 @@ def test_compiled_it_is_the_same_and_not_stale():
     optimizer = STEPS["fused"]([layer.lora_A, layer.lora_B])
     with unchanging([layer], passes=2):
         for _ in range(2):
-            assert_agree(outcome(compiled, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
+            assert_near(outcome(compiled, layer, x), outcome(lambda x: plain(layer, x.double()), layer, x), 1e-6)
             compiled(x).square().sum().backward()
             optimizer.step()

@@ -2,19 +2,18 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import changed
+from conftest import changed, kept_for_backward, run
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from relora_lab import cli, config, data, lowrank, memory, methods, models, process, sizes, tokenizer
+from relora_lab import config, data, lowrank, memory, methods, models, sizes
 from relora_lab import state as states
 from relora_lab.errors import BadInput
 from relora_lab.lowrank import unchanging
@@ -141,19 +140,10 @@ print("heavy:", *({"torch", "numpy", "transformers", "pandas"} & set(sys.modules
 
 def saved_by_autograd(model, loss, batch, passes=1):
     """Bytes of the distinct storages, no weights, that a loss of the model on a batch keeps for its backward pass."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers(), batch]}
-    seen = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage  # held, so that no other tensor gets its address
-        return tensor
-
-    layers = lowrank.low_rank_layers(model.train()).values()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), unchanging(layers, passes):
-        assert loss(model, batch).requires_grad
-    return sum(storage.nbytes() for storage in seen.values()) + batch.nbytes
+    with unchanging(lowrank.low_rank_layers(model.train()).values(), passes):
+        own = [*model.parameters(), *model.buffers(), batch]
+        kept = kept_for_backward(lambda: loss(model, batch), own)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept) + batch.nbytes
 
 
 @pytest.fixture(scope="module")
@@ -238,119 +228,6 @@ def test_activations_of_350m_are_the_cited_ones():
     assert round(counted, 2) == 0.30
 
 
-# ---- The peak of real training
-
-RELORA_RUN = {"name": "relora", "rank": 64, "restart_every": 2, "restart_warmup": 1}
-CHECKPOINTED = {"gradient_checkpointing": True, "precision": "bf16-autocast"}
-AUTOCAST = {"precision": "bf16-autocast"}
-ONE_LAYER = {"layers": 1, "hidden": 256, "intermediate": 512}
-FEW = {"batch_size": 2, "sequence_length": 32}
-MANY_WORDS = {"vocab_size": 16000, "batch_size": 24}
-REAL = {
-    "full": {},
-    "full_long": {"data": {"batch_size": 24}, "model": ONE_LAYER},
-    "full_accumulated": {"data": {"batch_size": 16}, "training": {"micro_batches": 2}},
-    "full_checkpointed": {"data": {"batch_size": 24}, "training": CHECKPOINTED},
-    "full_autocast": {"data": {"batch_size": 16}, "training": AUTOCAST},
-    "full_many_words": {"data": MANY_WORDS, "model": ONE_LAYER},
-    "full_many_words_autocast": {"data": MANY_WORDS, "model": ONE_LAYER, "training": AUTOCAST},
-    "full_many_words_bf16": {
-        "data": MANY_WORDS,
-        "model": ONE_LAYER,
-        "training": {"precision": "bf16"},
-        "optimizer": {"state_dtype": "bf16"},
-    },
-    "relora": {"method": RELORA_RUN},
-    "relora_autocast": {"method": RELORA_RUN, "training": AUTOCAST},
-    "relora_accumulated": {"method": RELORA_RUN, "data": {"batch_size": 16}, "training": {"micro_batches": 2}},
-    "relora_rebuilt": {"method": RELORA_RUN, "data": {"batch_size": 24}, "training": {"rebuild_weights": True}},
-    "relora_checkpointed": {"method": RELORA_RUN, "data": {"batch_size": 24}, "training": CHECKPOINTED},
-    "relora_few_tokens": {"method": RELORA_RUN, "data": FEW, "model": {"layers": 4}},
-    "redora": {"method": RELORA_RUN | {"name": "redora"}},
-    "redora_autocast": {"method": RELORA_RUN | {"name": "redora"}, "training": AUTOCAST},
-    "galore": {"method": {"name": "galore", "rank": 64, "error_feedback": 0.1}},
-    "adam_mini": {"method": {"name": "adam_mini"}, "data": {"sequence_length": 16}},
-}
-
-MEASURE = """
-import json, shutil, sys
-from pathlib import Path
-
-from relora_lab import config, data, process, train
-from relora_lab.workspace import token_cache
-
-runs, tables = Path(sys.argv[1]), json.load(sys.stdin)
-for name, table in tables.items():
-    run = config.parse(table)
-    data.open_corpus(run.data, token_cache(runs), sequence_length=run.data.sequence_length)
-    process.reset_peak("cpu")
-    before = process.peak_bytes("cpu")
-    train.run(run, runs / name)
-    print(json.dumps([name, process.peak_bytes("cpu") - before]))
-    shutil.rmtree(runs / name)
-"""
-
-
-def real_run(changes, tokens):
-    """The tables of a run of three updates, large enough that what torch takes for itself is small beside it.
-
-    `tokens` is the folder of a tokenizer, which lets a vocabulary have any size.
-    """
-    base = {
-        "model": {"size": "demo", "hidden": 512, "intermediate": 1376, "heads": 8, "init_std": 0.02},
-        "data": {
-            "corpus": argparse.__file__,
-            "tokenizer": str(tokens),
-            "vocab_size": 1900,
-            "sequence_length": 128,
-            "batch_size": 8,
-        },
-        "training": {"steps": 3, "eval_tokens": 512, "eval_every": 100},
-        "optimizer": {"lr": 1e-4},
-    }
-    tables = {name: part | changes.get(name, {}) for name, part in base.items()}
-    return tables | {"method": changes.get("method", {"name": "full"})}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is reset through /proc/self/clear_refs")
-def test_the_peak_of_real_training_is_the_planned_one(tmp_path):
-    small = {"model": {"hidden": 32, "intermediate": 64, "heads": 2}}
-    first = {"first": small, "first_autocast": small | {"training": AUTOCAST}}  # loads the libraries' code
-    tokenizer.byte_tokenizer().save_pretrained(tmp_path / "bytes")
-    tables = {name: real_run(table, tmp_path / "bytes") for name, table in {**first, **REAL}.items()}
-    # Otherwise glibc keeps freed memory, and what is measured depends on its history.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)],
-        input=json.dumps(tables),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    measured = dict(json.loads(line) for line in done.stdout.splitlines())
-    for name in first:
-        del tables[name], measured[name]
-    planned = {name: peak(config.parse(table)) for name, table in tables.items()}
-    for name, (moment, cells) in planned.items():
-        ratio = cells.total / measured[name]
-        print(
-            f"{name:<25} {measured[name] / 2**20:7.1f} MiB, planned {cells.total / 2**20:7.1f} ({moment}) {ratio:.3f}"
-        )
-    assert list(measured) == list(planned)
-    assert min(measured.values()) > 100 * 2**20
-    for name, (_, cells) in planned.items():
-        assert cells.total == pytest.approx(measured[name], rel=0.1), name
-
-
-def test_peak_bytes_grows_with_what_is_held():
-    process.reset_peak("cpu")
-    before = process.peak_bytes("cpu")
-    held = torch.ones(2**24)
-    assert process.peak_bytes("cpu") - before >= held.nbytes * 0.9
-
-
 # ---- Plans of runs
 
 
@@ -387,15 +264,8 @@ def test_a_vocabulary_that_only_the_tokenizer_knows_is_asked_for(tiny):
 # ---- The command
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["plan", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
-
 def test_the_command_prints_the_table(capsys):
-    code, out, _ = run(capsys)
+    code, out, _ = run(capsys, "plan")
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split() == ["GiB", "Param", "Grad", "OS", "Act", "Extra", "Total"]
@@ -403,21 +273,21 @@ def test_the_command_prints_the_table(capsys):
     assert lines[7].split()[-6:] == ["0.69", "0.69", "0.53", "0.30", "0.06", "2.27"]
     assert "Act is cited" in out
     assert "galore 2.26" in out
-    assert "2.26" not in run(capsys, "--size", "60M", "--rank", 64)[1]
+    assert "2.26" not in run(capsys, "plan", "--size", "60M", "--rank", 64)[1]
 
 
 def test_the_command_plans_a_run(capsys, tmp_path, tiny):
     path = tmp_path / "run.toml"
     path.write_text(config.dumps(changed(tiny)))
-    code, out, _ = run(capsys, path, "--set", "training.micro_batches=2")
+    code, out, _ = run(capsys, "plan", path, "--set", "training.micro_batches=2")
     assert code == 0
     assert "micro-batches of 2 × 32 tokens" in out
     assert "training.compile" not in out
-    assert "training.compile: counted as if" in run(capsys, path, "--set", "training.compile=true")[1]
-    facts = json.loads(run(capsys, path, "--json")[1])
+    assert "training.compile: counted as if" in run(capsys, "plan", path, "--set", "training.compile=true")[1]
+    facts = json.loads(run(capsys, "plan", path, "--json")[1])
     moment, cells = peak(config.load(path))
     assert (facts["peak"], facts["micro_batch"], facts["sequence_length"]) == (moment, 4, 32)
     assert facts["gib"][moment]["total"] == pytest.approx(cells.total / held.GIB)
     for wrong in ([path, "--size", "60M"], ["--set", "method.rank=3"], ["--rank", "2000"], ["--size", "60m"]):
-        code, _, err = run(capsys, *wrong)
+        code, _, err = run(capsys, "plan", *wrong)
         assert (code, len(err.splitlines())) == (2, 1)

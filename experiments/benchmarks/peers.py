@@ -85,7 +85,7 @@ def begin(method: str, rank: int | None, run: RunConfig, corpus: Corpus) -> Loop
 
 
 def plain(run: RunConfig, vocabulary: int) -> LlamaForCausalLM:
-    """The model as transformers has it, without the hooks of ours, with the weights that the run begins with."""
+    """The model as transformers has it, without our blocks, with the weights that the run begins with."""
     ours = models.build(run.model.shape, vocab_size=vocabulary, seed=seeds.derive(run.training.seed, "model"))
     model = LlamaForCausalLM(models.llama_config(run.model.shape, vocab_size=vocabulary))
     model.load_state_dict(ours.state_dict())

@@ -43,28 +43,40 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def require_comparable(runs: pd.DataFrame) -> None:
-    """Raise BadInput, naming what differs, unless all runs saw as many tokens of one corpus in as many steps.
+    """Raise BadInput unless all runs saw as many tokens of one corpus in as many steps, and were evaluated alike.
 
-    Nor may two be the same configuration: counted twice, one run would look like two.
+    It names what differs first, both values and both runs. What a frame has no column for (those of load_runs), or
+    a run not yet, is not compared; the size of the model may differ. Nor may two runs be the same configuration:
+    counted twice, one would look like two.
     """
-    twice = runs[runs.duplicated(["label", "seed"], keep=False)]["path"].tolist()
-    require(not twice, f"{' and '.join(twice[:2])} are the same configuration; leave one of them out")
-    same = {
-        "corpus": runs["corpus"].str[:8],
-        "sequence length": runs["data.sequence_length"],
-        "tokens": runs["training.steps"] * runs["data.batch_size"] * runs["data.sequence_length"],
-        "steps": runs["training.steps"],
-        "evaluation tokens": runs["training.eval_tokens"],
-    }
-    for what, values in same.items():
+    runs = runs.reset_index(drop=True)
+    if "path" in runs:
+        same = runs[runs.duplicated(["label", "seed"], keep=False)].sort_values(["label", "seed"])
+        twice = same["path"].tolist()
+        require(not twice, f"{' and '.join(twice[:2])} are the same configuration; leave one of them out")
+    names = runs["run"] if "run" in runs else runs["label"].astype(str) + ", seed " + runs["seed"].astype(str)
+    for what, values in _to_be_the_same(runs).items():
         known = values[values.notna()]
         if known.nunique() > 1:
             first = known.iloc[0]
             other = known[known != first].index[0]
             raise BadInput(
-                f"rows are not comparable: {what} {first} ({runs['run'][known.index[0]]}) vs {known[other]} "
-                f"({runs['run'][other]}); name the runs to compare one by one"
+                f"rows are not comparable: {what} {first} ({names[known.index[0]]}) vs {known[other]} "
+                f"({names[other]}); name the runs to compare one by one"
             )
+
+
+def _to_be_the_same(runs: pd.DataFrame) -> dict[str, pd.Series]:
+    """What comparable runs have in common, a value a run; missing where it is not known."""
+    training = ["training.steps", "data.batch_size", "data.sequence_length", "training.eval_tokens"]
+    known = runs.reindex(columns=["corpus", "data.tokenizer", "data.vocab_size", *training]).convert_dtypes()
+    corpus = known["corpus"].map(lambda sha256: sha256[:8], na_action="ignore")
+    text = {"tokenizer": known["data.tokenizer"], "vocabulary": known["data.vocab_size"], "corpus": corpus}
+    if corpus.notna().all() and corpus.nunique() == 1:
+        text = {}  # the hash is of the tokens: whatever its name or folder is, the tokenizer is the same too
+    steps, batch, length, evaluated = (known[name] for name in training)
+    tokens = steps * batch * length
+    return {**text, "sequence length": length, "tokens": tokens, "steps": steps, "evaluation tokens": evaluated}
 
 
 def _folders(path: Path) -> list[RunFolder]:

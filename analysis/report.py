@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from analysis import figures, output, tables
 from analysis.load import load_runs, require_comparable
+from analysis.tables.ablation import HOLM
 from relora_lab import files
 from relora_lab.runs import RunFolder
 
@@ -76,7 +77,10 @@ def _part(module: ModuleType, runs: pd.DataFrame) -> Part:
     title = str(module.__doc__).splitlines()[0].rstrip(".")
     if not hasattr(module, "draw"):
         frame = module.table(runs)
-        return Part("tables", name, title, NOTHING if frame.empty else module.NOTE, frame, _text(frame))
+        if frame.empty:
+            return Part("tables", name, title, NOTHING, frame)
+        note = module.note(frame) if hasattr(module, "note") else module.NOTE
+        return Part("tables", name, title, note, frame, tables.shown(frame))
     frame = module.data(runs)
     if frame.empty:
         return Part("figures", name, title, NOTHING, frame)
@@ -134,10 +138,14 @@ def _findings(parts: list[Part]) -> Iterator[str]:
         )
         why = "its size" if row.get("ceiling") == row["smaller side"] else "the sum of its factor pairs"
         yield f"{row['label']}: ΔW has rank {row['rank']} of {row['smaller side']}, {most} {why} allows."
-    for _, row in frames["ablation"].dropna(subset=["difference"]).iterrows():
+    compared = frames["ablation"].dropna(subset=["difference"])
+    for _, row in compared.iterrows():
         side = "above" if row["difference"] > 0 else "below" if row["difference"] < 0 else "from"
         low, high = (tables.show(row[f"interval_{end}"], 4) for end in ("low", "high"))
         sure = "one seed, so no interval" if low == "–" else f"95 % interval of the difference {low} to {high}"
+        if pd.notna(row[HOLM]):
+            several = f" adjusted for {compared[HOLM].count()} comparisons" if compared[HOLM].count() > 1 else ""
+            sure += f"; p = {tables.show(row[HOLM])}{several}"
         gap = f"{abs(row['difference']):.4f} nats {side} that of {row['less']}"
         yield f"{row['label']}: held-out loss {gap} ({sure})."
     for _, row in frames["perplexity"].iterrows():

@@ -4,14 +4,19 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
 
+if TYPE_CHECKING:
+    from relora_lab.runs import RunFolder
+
+Tracker = Literal["tensorboard", "wandb"] | None
 DONE, FAILED, BAD_INPUT, PARTIAL, HELD, DIVERGED = 0, 1, 2, 3, 4, 5
 
 
@@ -23,6 +28,7 @@ def train(
     precision: Literal["float32", "bf16-autocast", "bf16"] | None = None,
     compile: tyro.conf.FlagCreatePairsOff[bool] = False,  # noqa: A002
     share: bool = True,
+    track: Tracker = None,
 ) -> int:
     """Train one run into a run folder.
 
@@ -34,6 +40,7 @@ def train(
         precision: In place of training.precision.
         compile: Set training.compile: a minute at each start, then faster steps.
         share: Share the full-rank beginning with other runs beside this one, through .stages/.
+        track: Show the numbers in TensorBoard (in .tensorboard beside the run) or Weights & Biases too.
     """
     from relora_lab.config import load, run_name
 
@@ -46,7 +53,9 @@ def train(
     from relora_lab import train as trainer
     from relora_lab.runs import RunFolder
 
-    run = RunFolder(trainer.run(run_config, folder, resume=resume, share=share, progress=True))
+    run = RunFolder(folder)
+    with _followed(track, [run]):
+        trainer.run(run_config, folder, resume=resume, share=share, progress=True)
     print(run.summary())
     return DIVERGED if run.state == "diverged" else DONE
 
@@ -56,33 +65,52 @@ def grid(
     out: Path | None = None,
     workers: int = 2,
     seeds: tuple[int, ...] = (),
+    profile: str | None = None,
+    dry_run: bool = False,
+    track: Tracker = None,
 ) -> int:
     """Train every run of a grid, then report. Done again, the command goes on where it was stopped.
 
     Args:
-        declared: A TOML file of rows and seeds, or the name of one that comes along: demo, methods.
-        out: Folder of the runs and of the report. Default: runs/NAME.
+        declared: A TOML file of axes, rows and seeds, or the name of one that comes along, like table6.
+        out: Folder of the runs and of the report. Default: runs/NAME, or runs/NAME-PROFILE.
         workers: Processes that train at the same time, one thread each.
         seeds: Seeds in place of the grid's own. Compare runs of one seed: they see the same batches.
+        profile: Settings for another machine or model, as the grid declares them: cpu, say, for a laptop.
+        dry_run: Only say what would be trained, and what that takes in memory and time.
+        track: Show the numbers in TensorBoard (in OUT/.tensorboard) or Weights & Biases too.
     """
+    from relora_lab import dry_run as dry
     from relora_lab import grid as grids
+    from relora_lab import stages, status
     from relora_lab.errors import require
-    from relora_lab.launch import local
     from relora_lab.runs import RunFolder
 
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
-    out = Path("runs") / declared.stem if out is None else out
-    cells = grids.cells(grids.read(declared), seeds)
+    cells = grids.cells(grids.read(declared), seeds, profile)
+    title = declared.stem + (f"-{profile}" if profile else "")
+    out = Path("runs") / title if out is None else out
     for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
         _say(f"note: {warning}")
-    failures = local.launch(cells, out, workers=workers)
+    plan = stages.plan(cells)
+    if dry_run:
+        from relora_lab.pace import Pace
+
+        print(dry.as_text(cells, plan, out, workers=workers, pace=Pace().of))
+        return DONE
+
+    from relora_lab.launch import local
+
+    runs = [RunFolder(out / name) for name in cells]
+    with _followed(track, runs):
+        failures = local.launch(cells, out, workers=workers, title=title)
+    print(status.summary(runs))
+    print(f"\nThe runs are in {out}. {dry.saved(plan, cells)}")
+    ended = tuple(run.path for run in runs if run.ended)
+    reported = report(ended, out / "report") if ended else DONE
     for name, reason in failures.items():
         _say(f"{name}: {reason}")
-    runs = [RunFolder(out / name) for name in cells]
-    print(grids.summary(runs))
-    print(f"\nThe runs are in {out}.")
-    ended = tuple(run.path for run in runs if run.ended)
-    return FAILED if failures else report(ended, out / "report")
+    return FAILED if failures else reported
 
 
 def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = ()) -> int:
@@ -96,6 +124,27 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
         seeds: Train the four with each of these seeds (default: 0).
     """
     return grid(Path("demo"), out, workers, seeds)
+
+
+def status(
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs"),
+    watch: bool = False,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+) -> int:
+    """Say how far the cells of a grid are, what failed and why, and how long the rest will take.
+
+    Args:
+        folder: The grid's folder (--out), or any folder of runs.
+        watch: Renew it until all is done.
+        every: List every cell of a large grid, not only those that run or did not finish.
+    """
+    from relora_lab import status as statuses
+
+    if watch:
+        statuses.watch(folder, every=every)
+    else:
+        print(statuses.as_text(statuses.of_folder(folder), every=every))
+    return DONE
 
 
 def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("report")) -> int:
@@ -220,7 +269,7 @@ def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
     Args:
         folder: A folder of run folders.
     """
-    from relora_lab.grid import summary
+    from relora_lab.status import summary
     from relora_lab.workspace import run_folders
 
     print(summary(run_folders(folder)))
@@ -236,8 +285,8 @@ def runs_diff(a: Annotated[Path, tyro.conf.Positional], b: Annotated[Path, tyro.
     """
     from relora_lab.config import differences
     from relora_lab.errors import require
-    from relora_lab.grid import summary
     from relora_lab.runs import RunFolder
+    from relora_lab.status import summary
 
     folders = [RunFolder(a), RunFolder(b)]
     for folder in folders:
@@ -271,6 +320,16 @@ def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes
     return DONE
 
 
+def _followed(track: Tracker, runs: "Sequence[RunFolder]") -> AbstractContextManager[None]:
+    """The numbers of the runs go to the tracker inside the block, if there is one."""
+    if track is None:
+        return nullcontext()
+    from relora_lab import track as trackers
+
+    trackers.require_library(track)
+    return trackers.following(track, runs)
+
+
 def _confirmed(question: str) -> bool:
     try:
         return input(question).strip().lower() in ("y", "yes")
@@ -284,6 +343,7 @@ COMMANDS: Commands = {
     "grid": grid,
     "demo": demo,
     "plan": plan,
+    "status": status,
     "report": report,
     "spectrum": spectrum,
     "runs": runs,

@@ -29,6 +29,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def why(error: Exception) -> str:
+    """Why a run failed, in a line: what a person gave wrong speaks for itself, anything else with its type."""
+    if isinstance(error, BadInput):
+        return str(error)
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def one_line(error: Exception) -> str:
     """What a library's error says, in a line that is not too long to be quoted."""
     text = " ".join(str(error).split()) or type(error).__name__

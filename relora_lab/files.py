@@ -1,5 +1,7 @@
 """Files that are whole or absent: written beside their place, synced, renamed. And a lock no crash leaves behind."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -8,15 +10,16 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from relora_lab.errors import BadInput, FolderHeld, one_line, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -82,9 +85,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all, with the permissions of any other file."""
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with new_file(path) as writing:
-        safetensors.torch.save_file(ready, writing, metadata={"format": "pt"})
+        save_file(ready, writing, metadata={"format": "pt"})
         writing.chmod(0o666 & ~_umask())  # safetensors leaves 0600
 
 
@@ -115,16 +120,33 @@ def sync(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; the kernel lets go of it with the process. Raises FolderHeld, naming the holder."""
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise FolderHeld(f"{path.parent}: is held by {holder}") from None
+        for again in (True, True, False):  # `is_locked` holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if again:
+                    time.sleep(0.01)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise FolderHeld(f"{path.parent}: is held by {holder}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Does a process hold the lock file `path`?"""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _content(folder: Path) -> dict[str, str]:

@@ -1,23 +1,43 @@
-"""A grid of runs: base settings, named rows that differ from them, seeds. Each row × seed is a cell, one run.
+"""A grid of runs: rows of settings, and seeds. Each row × seed is a cell: one run, called ROW-seedN.
 
 seeds = [0, 1]
-[base.model]
+[base.model]                           # what the rows have in common
 size = "demo"
-[rows.full]
+[base.method]                          # of these a row takes what its method has
+rank = 2
+[rows.full]                            # a row, laid over base
 method.name = "full"
+[axes]                                 # and a row for each combination: lora-scratch, lora-warm, relora-scratch, ...
+method.name = ["lora", "relora"]       # a setting and its values
+[axes.start]                           # or alternatives by name
+scratch = {}
+warm = { training.warm_start = 1000 }
+[profiles.long]                        # the same parts again, for when this profile is asked for
+seeds = [0]
+base.training = { steps = 20000 }
+
+What a profile names in base, axes or rows takes the place of the grid's as a whole: this [base.training] has no
+setting of the other one.
 """
 
 import difflib
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from relora_lab import config
+from relora_lab import config, methods
 from relora_lab.errors import BadInput, require
-from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
+
+PARTS = ("seeds", "base", "axes", "rows")
+SETTINGS = [part.name for part in fields(RunConfig) if part.name != "name"]  # the tables of a run
 
 
 def read(grid: Path) -> str:
@@ -34,63 +54,161 @@ def read(grid: Path) -> str:
         return grid.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        near = difflib.get_close_matches(name, shipped, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"a TOML file, or one of {', '.join(sorted(shipped))}"
+        hint = _nearest(name, shipped, f"a TOML file, or one of {', '.join(sorted(shipped))}")
         raise BadInput(f"{grid}: cannot be read ({reason}); {hint}") from None
 
 
-def cells(text: str, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
-    """The runs a grid declares, by name (row-seed); `seeds` in place of its own.
+def profiles(text: str) -> list[str]:
+    """The names of a grid's profiles. Raises BadInput for what is no grid."""
+    return list(_parts(text).get("profiles", {}))
+
+
+def cells(text: str, seeds: Sequence[int] = (), profile: str | None = None) -> dict[str, RunConfig]:
+    """The runs a grid declares, by name, in one of its profiles if one is named; `seeds` in place of its own.
 
     Raises BadInput, naming the row, before anything runs.
     """
-    try:
-        table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"the grid is not valid TOML: {error}") from None
-    unknown = set(table) - {"seeds", "base", "rows"}
-    require(not unknown, f"unknown field '{min(unknown, default='')}'; a grid has seeds, base and rows")
-    base, rows, seeds = table.get("base", {}), table.get("rows", {}), seeds or table.get("seeds", [0])
-    _check(base, rows, seeds)
+    grid = _parts(text)
+    if profile is not None:
+        grid = _in_profile(grid, profile)
+    seeds = seeds or grid.get("seeds", [0])
+    rows = _rows(grid.get("axes", {}), grid.get("rows", {}))
+    require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] or [axes], and seeds")
+    most, times = Counter(seeds).most_common(1)[0]
+    require(times == 1, f"seeds: {most} is there twice")
+    configs = _configs(grid.get("base", {}), rows)
     found: dict[str, RunConfig] = {}
     for seed in seeds:
-        for row, changes in rows.items():
+        for row, settings in configs.items():
             name = f"{row}-seed{seed}"
-            merged = _merge(base, changes, {"name": name, "training": {"seed": seed}})
-            try:
-                found[name] = config.parse(merged)
-            except BadInput as error:
-                raise BadInput(f"rows.{row}: {error}") from None
+            with _naming(row):
+                found[name] = replace(settings, name=name, training=replace(settings.training, seed=seed))
     return found
 
 
-def _check(base: Any, rows: Any, seeds: Any) -> None:
-    tables = {"base": base, "rows": rows}
-    tables |= {f"rows.{name}": row for name, row in rows.items()} if isinstance(rows, dict) else {}
-    for name, table in tables.items():
-        require(isinstance(table, dict), f"{name}: is a table; write [{name}]")
-    numbers = isinstance(seeds, list | tuple) and all(type(seed) is int for seed in seeds)
-    require(numbers, "seeds: must be a list of whole numbers, like [0, 1, 2]")
-    require(bool(rows and seeds), "the grid is empty: it needs [rows.NAME] and seeds")
-    require(len(set(seeds)) == len(seeds), f"seeds: {max(seeds, key=seeds.count)} is there twice")
+def _parts(text: str) -> dict[str, Any]:
+    """The grid as TOML has it, if all its parts, and those of its profiles, are what they must be."""
+    try:
+        grid = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the grid is not valid TOML: {error}") from None
+    _check_parts(grid, (*PARTS, "profiles"))
+    for name, profile in _table("profiles", grid.get("profiles", {})).items():
+        _check_parts(_table(f"profiles.{name}", profile), PARTS, f"profiles.{name}.")
+    return grid
 
 
-def summary(runs: Iterable[RunFolder]) -> str:
-    """A table of what runs have reached, as text."""
-    runs = list(runs)
-    width = max(20, *(len(run.path.name) for run in runs))
-    lines = [f"{'run':<{width}} {'trained':>11} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
-    for run in runs:
-        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation or {}
-        perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
-        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(run.status.get('step'), 'd'):>7}"
-        reason = f": {run.status['reason']}" if run.status.get("reason") else ""
-        lines.append(f"{run.path.name:<{width}} {reached}  {run.state}{reason}")
-    return "\n".join(lines)
+def _check_parts(grid: Mapping[str, Any], known: Sequence[str], where: str = "") -> None:
+    for name in grid:
+        hint = _nearest(name, known, f"there are {', '.join(known)}")
+        require(name in known, f"unknown field '{where}{name}'; {hint}")
+    seeds = grid.get("seeds", [])
+    numbers = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    require(numbers, f"{where}seeds: must be a list of whole numbers, like [0, 1, 2]")
+    for name, table in _table(f"{where}base", grid.get("base", {})).items():
+        require(name not in SETTINGS or isinstance(table, dict), f"{where}base.{name}: is a table of settings")
+    for part in ("axes", "rows"):
+        for name, table in _table(f"{where}{part}", grid.get(part, {})).items():
+            _table(f"{where}{part}.{name}", table)
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _table(name: str, value: Any) -> dict[str, Any]:
+    require(isinstance(value, dict), f"{name}: is a table; write [{name}]")
+    table: dict[str, Any] = value
+    return table
+
+
+def _in_profile(grid: dict[str, Any], name: str) -> dict[str, Any]:
+    """The grid with the parts of one of its profiles laid over its own."""
+    known = grid.get("profiles", {})
+    has = f"the grid has {', '.join(known) or 'none'}"
+    require(name in known, f"unknown profile '{name}'; {_nearest(name, known, has)}")
+    tables = {part: grid.get(part, {}) | known[name].get(part, {}) for part in ("base", "axes", "rows")}
+    return grid | known[name] | tables
+
+
+def _rows(axes: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """What each row changes, by name: the product of the axes, then the rows that are named."""
+    combinations = product(*(axis.items() for axis in _axes(axes))) if axes else ()
+    made = [("-".join(name for name, _ in parts), _merge(*(each for _, each in parts))) for parts in combinations]
+    found: dict[str, Any] = {}
+    for name, changes in [*made, *rows.items()]:
+        require(name not in found, f"rows.{name}: two rows have this name")
+        found[name] = changes
+    return found
+
+
+def _axes(axes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every axis: what its alternatives change, by their part of a row's name."""
+    for name, table in axes.items():
+        require(bool(table), f"axes.{name}: is empty")
+        if name in SETTINGS:
+            yield from (_values(name, setting, values) for setting, values in table.items())
+            continue
+        for alternative, changes in table.items():
+            hint = _nearest(name, SETTINGS, f"axes of values are of a setting, in {', '.join(SETTINGS)}")
+            require(isinstance(changes, dict), f"axes.{name}.{alternative}: is a table of settings; {hint}")
+        yield table
+
+
+def _values(table: str, setting: str, values: Any) -> dict[str, Any]:
+    """The axis of a setting: its alternatives are called rank4, lr0.001, jagged-true, and a text what it says."""
+    where = f"axes.{table}.{setting}"
+    require(isinstance(values, list) and bool(values), f"{where}: must be a list of values, and not an empty one")
+    axis: dict[str, Any] = {}
+    for value in values:
+        part = {str: f"{value}", bool: f"{setting}-{value}".lower()}.get(type(value), f"{setting}{value}")
+        plain = isinstance(value, str | int | float) and re.fullmatch(r"[A-Za-z0-9_.-]+", part)
+        require(bool(plain), f"{where}: {value!r} makes no name of a run; use a named axis, [axes.NAME]")
+        require(part not in axis, f"{where}: {value} is there twice")
+        axis[part] = {table: {setting: value}}
+    return axis
+
+
+def _configs(base: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, RunConfig]:
+    """Every row laid over base, as settings. Raises BadInput for two that are the same."""
+    found: dict[str, RunConfig] = {}
+    same: dict[str, str] = {}
+    for row, table in _laid_over(base, rows).items():
+        with _naming(row):
+            settings = config.parse(table)
+            given = settings.name is not None or settings.training.seed != 0
+            require(not given, f"name and training.seed come from the grid: {row}-seedN")
+        twin = same.setdefault(config.digest(settings), row)
+        require(twin == row, f"rows.{twin} and rows.{row} are the same configuration")
+        found[row] = settings
+    return found
+
+
+def _laid_over(base: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every row laid over base; of base.method it takes what its method has, and some row has to take it."""
+    options = {name: {part.name for part in fields(methods.options_class(name))} for name in methods.available()}
+    found = {row: _merge(base, changes) for row, changes in rows.items()}
+    known: set[str] = set()
+    for row, table in found.items():
+        method = table.get("method")
+        if isinstance(method, dict) and str(method.get("name")) in options:
+            has = options[method["name"]] | {"name"}
+            own = rows[row].get("method", {})
+            table["method"] = {name: value for name, value in method.items() if name in has or name in own}
+            known |= has
+    for name in base.get("method", {}) if known else ():
+        hint = _nearest(name, known, f"they have {', '.join(sorted(known))}")
+        require(name in known, f"base.method.{name}: the method of no row has this field; {hint}")
+    return found
+
+
+@contextmanager
+def _naming(row: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"rows.{row}: {error}") from None
+
+
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 def _merge(*tables: Mapping[str, Any]) -> dict[str, Any]:

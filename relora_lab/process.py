@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch compute with `count` threads inside the block."""
+    import torch  # here and below: who starts workers does not wait for it
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -42,6 +42,8 @@ def signals() -> Iterator[list[int]]:
 
 def reset_peak(device: str) -> None:
     """Count the peak from here. On a CPU outside Linux it counts from the start of the process all the same."""
+    import torch
+
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -55,6 +57,8 @@ def peak_bytes(device: str) -> int:
     On the CPU, what training took is the difference to before it; glibc keeps freed memory (a quarter to a half
     more) unless the environment has MALLOC_MMAP_THRESHOLD_=65536 when Python starts.
     """
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError):

@@ -4,6 +4,8 @@ Everything a run leaves behind is written here, whole or not at all, and read he
 share, below .stages/) is a run folder too: that of a full-rank run that stops early.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -11,20 +13,23 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import safe_open
-from torch import Tensor
 
 from relora_lab import config, files
-from relora_lab.errors import BadInput, Interrupted, require
+from relora_lab.errors import BadInput, FolderHeld, Interrupted, require, why
 from relora_lab.logs import Logs
 from relora_lab.settings import RunConfig, check_name
 
-Pair = tuple[Tensor, Tensor, float]  # B (out, r), A (r, in), sign × scale
+if TYPE_CHECKING:  # who looks at the state of runs does not wait for torch
+    from torch import Tensor
+
+Pair = tuple["Tensor", "Tensor", float]  # B (out, r), A (r, in), sign × scale
+
+MAY_CHANGE = ("training.threads", "training.device", "training.checkpoint_every")
 
 
 def snapshot(step: int) -> str:
@@ -56,6 +61,18 @@ class RunFolder:
         require(self.started, f"--out {self.path}: exists and is no run folder")
         require(resume, f"--out {self.path}: holds a run ({self.state}); continue it with --resume")
 
+    @property
+    def held(self) -> bool:
+        """Does a process hold the folder?"""
+        return files.is_locked(self.path / ".lock")
+
+    def require_same(self, settings: RunConfig) -> None:
+        """Raise BadInput, with old and new, if the run begun here has other settings; the machine may differ."""
+        if self.begun:
+            for field, (old, new) in config.differences(self.config, settings).items():
+                if field not in MAY_CHANGE:
+                    raise BadInput(f"{self.path}: cannot resume with {field} changed from {old} to {new}")
+
     def make(self) -> None:
         """Create the folder. Raises BadInput where that fails."""
         try:
@@ -85,6 +102,11 @@ class RunFolder:
     def started(self) -> bool:
         """Is there a run?"""
         return (self.path / "config.toml").exists()
+
+    @property
+    def begun(self) -> bool:
+        """Has a run with these settings found its data? Settings it failed with before that can be mended."""
+        return (self.path / "environment.json").exists()
 
     @property
     def ended(self) -> bool:
@@ -124,6 +146,16 @@ class RunFolder:
         who = {"process": os.getpid(), "host": socket.gethostname()}
         files.write_json(self.path / "status.json", {"state": state, **facts, "heartbeat": time.time(), **who})
 
+    def note_failure(self, settings: RunConfig, reason: str) -> None:
+        """Write into status.json why a run failed, unless another process holds it."""
+        self.make()
+        with suppress(FolderHeld), self.lock():
+            if not self.begun:
+                self.write_config(settings)
+            if not self.ended:
+                facts = {"step": 0, "steps": settings.training.steps, **self.status}
+                self.write_status(**{**facts, "state": "failed", "reason": reason})
+
     @contextmanager
     def outcome_noted(self) -> Iterator[None]:
         """Write into status.json, in one line, why the block ended early if it does; and close the logs."""
@@ -133,8 +165,7 @@ class RunFolder:
             self.write_status(**{**self.status, "state": "stopped", "reason": str(stop) or "interrupted"})
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.write_status(**{**self.status, "state": "failed", "reason": reason})
+            self.write_status(**{**self.status, "state": "failed", "reason": why(error)})
             raise
         finally:
             self.logs.close()
@@ -180,6 +211,8 @@ class RunFolder:
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest complete state, logs cut back to it; None (and no logs) where there is none yet."""
+        from safetensors.torch import load_file
+
         if not self._checkpoints():
             self.logs.cut({})
             return None
@@ -188,7 +221,7 @@ class RunFolder:
         for name, expected in facts["sha256"].items():
             require(files.sha256(folder / name) == expected, f"{folder / name}: is damaged (sha256 differs)")
         self.logs.cut(facts["logs"])
-        named = {path.stem: safetensors.torch.load_file(path) for path in folder.glob("*.safetensors")}
+        named = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
         return named, facts
 
     @property
@@ -199,7 +232,7 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         return sorted(path for path in self.checkpoints.glob("*") if path.name[0].isdigit())
 
-    def adopt(self, stage: "RunFolder") -> None:
+    def adopt(self, stage: RunFolder) -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
         self.logs.cut({})
         for log in stage.path.glob("*.jsonl"):

@@ -6,18 +6,16 @@ they find in their folder. The loop is in trainer.py.
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from relora_lab import data, environment, process, quantise, stages
-from relora_lab.config import differences
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.trainer import Trainer
 from relora_lab.workspace import longest_stage, stage_folder, token_cache
-
-MAY_CHANGE = ("training.threads", "training.device", "training.checkpoint_every")
 
 
 def run(
@@ -26,32 +24,43 @@ def run(
     *,
     resume: bool = False,
     share: bool = True,
+    cuts: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Path:
     """Train a run into the folder `out` and return it. With `resume`, go on from its newest checkpoint.
 
     What the run does at full rank up to its warm start and reference step is trained as stages beside the run
-    folder and shared with other runs; with share=False the run does it alone, to the same bits. A diverged run
-    is a result: see status.json. Raises BadInput before anything is written, FolderHeld if another process has
-    the folder, Interrupted after a signal (state saved).
+    folder and shared with other runs; with share=False the run does it alone, to the same bits. A grid has more
+    to share, and gives the `cuts` of its plan. A diverged run is a result: see status.json. Raises BadInput before
+    anything is written, FolderHeld if another process has the folder, Interrupted after a signal (state saved).
     """
     folder = RunFolder(out)
     folder.check(resume=resume)
     environment.check_device(config.training.device)
     if config.low_rank and config.low_rank.quantise:
         quantise.require_library(config.low_rank.quantise)
-    if folder.started:
-        _refuse_changes(folder, config)
-    runs, length = folder.path.absolute().parent, config.data.sequence_length
-    corpus = data.open_corpus(config.data, token_cache(runs), sequence_length=length)
+    folder.require_same(config)
+    runs = folder.path.absolute().parent
+    corpus = tokens(config, runs)
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
-        if folder.started:
-            _refuse_changes(folder, config, corpus)
+        folder.require_same(config)
+        _require_same_corpus(folder, corpus)
         if not folder.ended:
-            cuts = stages.cuts(config) if share else []
+            cuts = (stages.cuts(config) if cuts is None else cuts) if share else []
             _train(config, folder, corpus, runs, cuts, until=config.training.steps, progress=progress)
     return folder.path
+
+
+def tokens(config: RunConfig, runs: Path) -> Corpus:
+    """The tokens of a run below `runs`, made on first use and shared with the others there."""
+    return data.open_corpus(config.data, token_cache(runs), sequence_length=config.data.sequence_length)
+
+
+def stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> RunFolder:
+    """Train the stage of `config` up to the last of `cuts`, for the runs below `runs`, unless it is there."""
+    with process.threads(config.training.threads):
+        return _stage(config, tokens(config, runs), runs, cuts, progress=False)
 
 
 def _train(
@@ -59,7 +68,7 @@ def _train(
     folder: RunFolder,
     corpus: Corpus,
     runs: Path,
-    cuts: list[int],
+    cuts: Sequence[int],
     *,
     until: int,
     progress: bool,
@@ -79,11 +88,12 @@ def _train(
         Trainer(config, folder, corpus, until, progress).train()
 
 
-def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: list[int], progress: bool) -> RunFolder:
+def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: Sequence[int], progress: bool) -> RunFolder:
     """The finished stage up to the last of `cuts`, trained here unless another process is at it: then wait."""
     *earlier, cut = cuts
     config = stages.stage_config(config, cut)
-    digest = stages.digest(config, cut, corpus.text_sha256)
+    made_with = environment.fingerprint(config.training.device)
+    digest = stages.digest(config, cut, corpus.text_sha256, made_with)
     folder = stage_folder(runs, digest, cut)
     folder.make()
     told = not progress
@@ -101,12 +111,8 @@ def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: list[int], progr
     return folder
 
 
-def _refuse_changes(folder: RunFolder, config: RunConfig, corpus: Corpus | None = None) -> None:
-    """Raise BadInput, with old and new, if the run in the folder is another; the machine may differ."""
-    for field, (old, new) in differences(folder.config, config).items():
-        if field not in MAY_CHANGE:
-            raise BadInput(f"{folder.path}: cannot resume with {field} changed from {old} to {new}")
+def _require_same_corpus(folder: RunFolder, corpus: Corpus) -> None:
     old = folder.environment.get("corpus", {}).get("text_sha256")
-    if corpus and old and old != corpus.text_sha256:
+    if old and old != corpus.text_sha256:
         changed = f"from {old[:8]} to {corpus.text_sha256[:8]}"
         raise BadInput(f"{folder.path}: cannot resume with another corpus (sha256 changed {changed})")

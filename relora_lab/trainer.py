@@ -40,6 +40,7 @@ class Trainer:
             states.restore(self.state, *checkpoint)
         self.state.model.train()
         self._lr = 0.0  # of the last update
+        self._pace: float | None = None  # seconds an update, with all that comes between
         self.monitor = Monitor(config.divergence, self.objective.classes, *self._restarts())
         for line in folder.logs.read("metrics"):
             self.monitor.update(line["step"], line["loss"])
@@ -60,7 +61,8 @@ class Trainer:
     # ---- the loop
 
     def _loop(self, received: list[int], bar: Any) -> None:
-        noted = 0.0
+        noted, begun = 0.0, time.monotonic()
+        first = self.state.step
         while True:
             self._arrive()
             if self.state.step == self.until or self.state.diverged:
@@ -74,8 +76,10 @@ class Trainer:
                 speed = line["tokens_per_second"]
                 bar.set_postfix_str(f"loss {line['loss']:.3f}, {speed:,} tokens/s", refresh=False)
                 bar.update()
-                if time.monotonic() - noted > HEARTBEAT_SECONDS:
-                    noted = time.monotonic()
+                now = time.monotonic()
+                self._pace = (now - begun) / (self.state.step - first)
+                if now - noted > HEARTBEAT_SECONDS:
+                    noted = now
                     self._note("running", loss=line["loss"], tokens_per_second=speed)
             if self.state.diverged:
                 self._checkpoint()
@@ -198,6 +202,7 @@ class Trainer:
             if self.method and state.layers and self._factored(self.method) and training.reference <= state.step:
                 facts["identity_deviation"] = records.check_identity(folder, training.reference)
         folder.finish()
+        facts |= {"perplexity": (folder.final_evaluation or {}).get("perplexity")}
         self._note("diverged" if state.diverged else "finished", **facts)
 
     # ---- what it writes
@@ -264,7 +269,8 @@ class Trainer:
         return self._sum_of_pairs(method) and method.keeps_function
 
     def _note(self, state: str, **facts: Any) -> None:
-        self.folder.write_status(state, step=self.state.step, steps=self.until, **facts)
+        pace = {"seconds_per_update": self._pace} if self._pace else {}
+        self.folder.write_status(state, step=self.state.step, steps=self.until, **pace, **facts)
 
     # ---- what it needs to know
 

@@ -1,7 +1,11 @@
 """A folder of runs: run folders, and hidden beside them what they share."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from relora_lab import files
+from relora_lab.config import SCHEMA_VERSION
 from relora_lab.errors import require
 from relora_lab.runs import RunFolder
 
@@ -31,6 +35,20 @@ def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
     found = [stage_folder(runs, digest, cut) for cut in cuts if cut < below]
     finished = [stage for stage in found if stage.state == "finished"]
     return finished[-1] if finished else None
+
+
+def write_grid(runs: Path, cells: Mapping[str, Any]) -> None:
+    """Store what is known of each cell of the grid that trains below `runs`."""
+    files.write_json(runs / "grid.json", {"schema_version": SCHEMA_VERSION, "cells": dict(cells)})
+
+
+def read_grid(runs: Path) -> dict[str, Any]:
+    """What `write_grid` stored; empty where there is no grid. Raises BadInput for a newer version's."""
+    found = files.read_json(runs / "grid.json")
+    version = found.get("schema_version", SCHEMA_VERSION)
+    newer = f"{runs / 'grid.json'}: written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})"
+    require(version == SCHEMA_VERSION, newer)
+    return dict(found.get("cells", {}))
 
 
 def token_cache(runs: Path) -> Path:

@@ -17,8 +17,16 @@ from analysis import figures, load_runs, report, tables
 from analysis import spectra as measured
 from analysis.counts import count_singular_values, rank_measures
 from analysis.cycles import cycle_overlaps as overlaps_of
-from analysis.figures import cycle_overlaps, effective_rank, over_training, spectra, spectra_by_layer
+from analysis.figures import (
+    cycle_overlaps,
+    effective_rank,
+    over_training,
+    paired_differences,
+    spectra,
+    spectra_by_layer,
+)
 from analysis.naming import ROLES, role_key
+from analysis.statistics import paired_difference
 from relora_lab import train
 
 FOUR = ["full", "relora", "lora-warm", "lora"]
@@ -320,9 +328,90 @@ def test_overlaps_of_cycles_are_drawn_and_tabled_beside_chance(runs):
     assert tables.load("overlaps").table(alone).empty
 
 
+def made_up(labels, seeds=3, spread=0.01):
+    """Runs of made-up losses, as load_runs has them; the first label has all ingredients of ReLoRA."""
+    random = np.random.default_rng(0)
+    names, numbers = np.repeat(labels, seeds), np.tile(np.arange(seeds), len(labels))
+    frame = pd.DataFrame({"label": pd.Categorical(names, labels, ordered=True), "seed": numbers})
+    loss = np.repeat(random.normal(2, 0.05, len(labels)), seeds) + random.normal(0, spread, len(frame))
+    first = names == labels[0]
+    toggles = dict.fromkeys(("restarts", "reset", "jagged"), first) | {"warm_start": True, "control": False}
+    return frame.assign(loss=loss, state="finished", step=9, method="relora", parameters=100, **toggles)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(("count", "seeds"), [(2, 2), (4, 3), (30, 3), (60, 2), (4, 8)])
+def test_paired_differences_are_drawn_as_measured_and_nothing_is_in_the_way(count, seeds):
+    labels = [f"a long name of a row, the {number}th" for number in range(count)]
+    runs = made_up(labels, seeds)
+    frame = paired_differences.data(runs)
+    figure = figures.make(paired_differences, frame)
+    [ax] = figure.axes
+    lines = {kind: [] for kind in ("bar", "diamond", "thin", "dots", "arrow")}
+    kinds = {("None", 2): "bar", ("D", 1): "diamond", ("|", 2): "thin", ("o", seeds): "dots"}
+    for line in ax.get_lines()[1:]:
+        lines[kinds.get((line.get_marker(), len(line.get_xdata())), "arrow")].append(line)
+    assert ax.get_lines()[0].get_xdata() == [0, 0]
+    left, right = ax.get_xlim()
+    for row, label in enumerate(labels[1:]):
+        found = paired_difference(runs, label, labels[0])
+        assert lines["diamond"][row].get_xdata() == [found.mean]
+        assert tuple(lines["thin"][row].get_xdata()) == found.bootstrap
+        losses = runs.pivot(index="seed", columns="label", values="loss")
+        assert lines["dots"][row].get_xdata().tolist() == (losses[label] - losses[labels[0]]).tolist()
+        for end, drawn, inwards in zip(found.interval, lines["bar"][row].get_xdata(), (1, -1), strict=True):
+            cut = any(arrow.get_xdata()[0] == drawn and arrow.get_ydata()[0] == row for arrow in lines["arrow"])
+            assert (drawn == end) != cut
+            assert (drawn - end) * inwards >= 0
+            assert left < drawn < right
+        assert f"{figures.plain(label)} {tables.show(found.mean, 4)} (" in paired_differences.describe(frame)
+    table = tables.load("ablation").differences(runs, labels, labels[0])
+    written = [text.get_text() for text in ax.texts]
+    shown = [text for p in table["p (Holm)"][1:] for text in (str(seeds), tables.show(float(p)))]
+    assert written == [*shown, "n", "p (Holm)"]
+    names = ax.get_yticklabels()
+    assert [name.get_text() for name in names] == labels[1:]
+    assert f"less that of {labels[0]} (nats); left is better" in ax.get_xlabel()
+    assert f"the {count - 1} comparison" in paired_differences.describe(frame)
+    width, height = figure.get_size_inches() * figure.dpi
+    boxes = [text.get_window_extent() for text in (*names, *ax.texts, ax.xaxis.label, *figure.legends[0].get_texts())]
+    assert min(min(box.x0, box.y0) for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) <= width
+    assert max(box.y1 for box in boxes) <= height
+    assert not any(one.overlaps(other) for number, one in enumerate(boxes) for other in boxes[:number])
+    assert figure.get_figheight() < 10
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_paired_differences_say_what_they_lack():
+    runs = made_up(["relora", "one", "gone", "small", "whole"])
+    runs.loc[(runs["label"] == "one") & (runs["seed"] > 0), "state"] = "diverged"
+    runs.loc[runs["label"] == "gone", "state"] = "diverged"
+    runs.loc[runs["label"] == "small", "parameters"] = 50
+    frame = paired_differences.data(runs)
+    [ax] = figures.make(paired_differences, frame).axes
+    assert [name.get_text() for name in ax.get_yticklabels()] == ["one", "whole"]
+    assert [text.get_text() for text in ax.texts][:2] == ["1", "–"]
+    told = paired_differences.describe(frame)
+    assert "Left out: gone (diverged at step 9 (seed 0, 1, 2)), small (another size)." in told
+    assert "the 1 comparison of this figure" in told
+    alone = paired_differences.data(runs[runs["seed"] == 0])
+    figure = figures.make(paired_differences, alone)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one seed: no interval"]
+    assert {len(line.get_xdata()) for line in figure.axes[0].get_lines()[1:]} == {1}
+    told = paired_differences.describe(alone)
+    assert "Dots: the one seed there is" in told
+    assert "comparison" not in told
+    assert paired_differences.data(runs[runs["label"] == "relora"]).empty
+    assert paired_differences.data(runs[runs["label"] != "relora"].assign(warm_start=False)).empty
+    assert paired_differences.data(runs[runs["label"].isin(["relora", "gone", "small"])]).empty
+    same = runs[runs["label"].isin(["relora", "whole"])].assign(loss=1.0)  # 0 alone
+    figures.make(paired_differences, paired_differences.data(same))
+
+
 def test_a_report_leaves_out_what_these_runs_have_not(runs, tmp_path):
     page = report.build(runs[runs["label"] == "lora"], tmp_path / "out").read_text()
     for module in (*figures.available(), *tables.available()):
         kind, name = module.__name__.split(".")[1:]
-        optional = name in ("over_training", "cycle_overlaps", "overlaps")
+        optional = name in ("over_training", "cycle_overlaps", "overlaps", "paired_differences")
         assert (f'id="{kind}-{name}"' in page) == (not optional)

@@ -70,10 +70,10 @@ def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
         figure.savefig(file, format=kind, metadata=undated.get(kind))
 
 
-def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
-    """(label, its rows, the line style that is its own in every figure), in the labels' order."""
+def by_label(frame: pd.DataFrame, *, letters: int = 20) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
+    """(label, cut to so many letters, its rows, the line style that is its own in every figure), in their order."""
     labels = frame["label"].astype("category")
-    names = _told_apart([_of_legend(str(label)) for label in labels.cat.categories])
+    names = _told_apart([_of_legend(str(label), letters) for label in labels.cat.categories])
     for number, label in enumerate(labels.cat.categories):
         rows = frame[labels == label]
         if len(rows):
@@ -81,10 +81,10 @@ def by_label(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, dict[str,
             yield names[number], rows, look
 
 
-def _of_legend(label: str) -> str:
+def _of_legend(label: str, letters: int) -> str:
     """A label as a legend shows it: not hidden for being empty or for its first letter, not too long."""
     text = printable(label)
-    short = text if len(text) <= 20 else f"{text[:19]}…"
+    short = text if len(text) <= letters else f"{text[: letters - 1]}…"
     return (" " if short.startswith("_") or not short else "") + plain(short)
 
 

@@ -1,4 +1,5 @@
-"""One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it.
+"""One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it, NOTE what is
+said below them (`note(frame)` where that depends on them).
 
 Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
 `shown`. A table that has nothing to say of these runs is empty; one with OPTIONAL = True a report then leaves out.
@@ -16,7 +17,15 @@ import pandas as pd
 
 from relora_lab.errors import printable
 
-DIGITS = {"loss": 4, "difference": 4, "interval": 4, "below_percent": 1, "P1_below_percent": 1, "zeroed_percent": 1}
+DIGITS = {
+    "loss": 4,
+    "difference": 4,
+    "interval": 4,
+    "bootstrap": 4,
+    "below_percent": 1,
+    "P1_below_percent": 1,
+    "zeroed_percent": 1,
+}
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
 

@@ -8,8 +8,9 @@ from analysis.tables import ablation
 ORDER = 3
 NOTE = (
     "Mean ± standard error over the n seeds that finished. difference: held-out loss (nats) less that of ReLoRA (the "
-    "row under less), paired by seed; interval: its 95 % t interval; signs: seeds in which it is below / above "
-    "zero. trained: weights that are trained (after the warm start)."
+    "row under less), paired by seed; interval: its 95 % t interval; bootstrap: its 95 % percentile bootstrap "
+    "interval, too narrow with few seeds; signs: seeds in which it is below / above zero. trained: weights that are "
+    "trained (after the warm start)."
 )
 
 
@@ -20,6 +21,11 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     measured = summarise(runs, "loss", "perplexity")
     first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
-    differences = pd.DataFrame([ablation.difference(runs, label, less) for label in measured["label"]])
+    compared = ablation.differences(runs, measured["label"], less)
     about = first[["method", "trained"]].astype({"trained": "Int64"})
-    return pd.concat([measured[["label"]], about, measured.drop(columns="label"), differences], axis=1)
+    return pd.concat([measured[["label"]], about, measured.drop(columns="label"), compared], axis=1)
+
+
+def note(frame: pd.DataFrame) -> str:
+    """NOTE, and how many comparisons were made."""
+    return NOTE + ablation.comparisons(frame, "table")

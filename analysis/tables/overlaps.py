@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis.cycles import of_runs
+from analysis.load import require_comparable
 from analysis.statistics import standard_error
 
 ORDER = 7
@@ -18,6 +19,7 @@ MEASURES = {"overlap": "chance", "energy": "energy_chance"}
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label with two or more factored cycles: n runs, pairs, overlap, energy and chance of both sides."""
+    require_comparable(runs)
     found = of_runs(runs)
     rows = []
     for label, group in found.groupby("label", observed=True):

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis.counts import of_run
+from analysis.load import require_comparable
 from analysis.spectra import with_weights
 
 ORDER = 4
@@ -16,6 +17,7 @@ NOTE = (
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label: n runs, reference step, matrices, rank and ceiling (ranges), counts below and above 0.1."""
+    require_comparable(runs)
     rows = []
     for label, group in with_weights(runs).groupby("label", observed=True):
         matrices = pd.concat([of_run(run.path).assign(run=run.run) for run in group.itertuples()])

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from analysis.load import require_comparable
 from relora_lab.runs import RunFolder
 
 ORDER = 6
@@ -16,6 +17,7 @@ NOTE = (
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label that restarts: n runs, restarts and merges a run, jumps, zeroed share, orphans, ‖sBA‖."""
+    require_comparable(runs)
     rows = []
     for label, group in runs.groupby("label", observed=True):
         cycles = pd.DataFrame(

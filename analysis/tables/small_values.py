@@ -4,6 +4,7 @@ import pandas as pd
 
 from analysis import paper
 from analysis.counts import count_singular_values, relative_threshold
+from analysis.load import require_comparable
 from analysis.naming import role_key
 from analysis.spectra import of_runs
 from analysis.statistics import standard_error
@@ -20,6 +21,7 @@ NOTE = (
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label and role: total, below and above 0.1, share below, P1's share, counts at the relative τ."""
+    require_comparable(runs)
     spectra = of_runs(runs)
     if spectra.empty:
         return pd.DataFrame()

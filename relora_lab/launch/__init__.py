@@ -1,1 +1,1 @@
-"""Where runs are trained: so far, in processes of this machine."""
+"""Where runs are trained: jobs.py is what a grid has to do and in which order, local.py the processes that do it."""

@@ -152,7 +152,9 @@ def test_figures_draw_the_numbers_of_their_frames(folder):
     for module in figures.available():
         frame = module.data(runs)
         figure = figures.make(module, frame)
-        drawn = np.concatenate([line.get_ydata() for ax in figure.axes for line in ax.get_lines()] or [np.empty(0)])
+        lines = [line for ax in figure.axes for line in ax.get_lines()]
+        along = "get_xdata" if module.__name__.endswith("paired_differences") else "get_ydata"
+        drawn = np.concatenate([getattr(line, along)() for line in lines] or [np.empty(0)])
         bars = [bar.get_height() for ax in figure.axes for bar in ax.patches if hasattr(bar, "get_height")]
         steps = [v for ax in figure.axes for p in ax.patches if hasattr(p, "get_data") for v in p.get_data().values]
         shades = [c.get_array() for ax in figure.axes for c in ax.collections if c.get_array() is not None]
@@ -161,7 +163,7 @@ def test_figures_draw_the_numbers_of_their_frames(folder):
         values = frame[DRAWN.get(module.__name__.split(".")[-1], "value")].astype(float).dropna()
         assert {round(value, 9) for value in values} <= shown
         assert set(frame["label"]) <= set(CELLS)
-        assert figure.axes[0].get_ylabel()
+        assert figure.axes[0].get_ylabel() or along == "get_xdata"
 
 
 def test_the_report_is_one_page_and_its_files_and_is_the_same_each_time(folder, tmp_path):
@@ -310,6 +312,7 @@ def test_every_name_is_drawn(copy, name):
         legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
         told = [text.get_text() for legend in legends for text in legend.get_texts()]
         told += [ax.get_title() for ax in figure.axes]
+        told += [text.get_text() for ax in figure.axes for text in ax.get_yticklabels()]
         found = any(text.strip().replace("\\", "").startswith(name[:15]) for text in told)
         assert found == (name in set(frame["label"])), module
 

@@ -142,5 +142,8 @@ class _Gate(torch.autograd.Function):
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of several tensors (…, width), a few at a time; the last ones are written to."""
-    flat = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
-    return zip(*(tensor.split(rows_at_once(flat[0].shape[1], tensor.device.type)) for tensor in flat), strict=True)
+    flat = tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)
+    several = rows_at_once(flat[0].shape[1], flat[0].device.type)
+    if len(flat[0]) <= several:
+        return iter([flat])
+    return zip(*(tensor.split(several) for tensor in flat), strict=True)

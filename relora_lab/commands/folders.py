@@ -1,0 +1,72 @@
+"""Commands about a folder of runs: what is there, how two differ, what can go."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from relora_lab.commands import DONE
+
+
+def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
+    """List the runs in a folder. Also: `runs diff A B`, `runs clean FOLDER`.
+
+    Args:
+        folder: A folder of run folders.
+    """
+    from relora_lab.status import summary
+    from relora_lab.workspace import run_folders
+
+    print(summary(run_folders(folder)))
+    return DONE
+
+
+def runs_diff(a: Annotated[Path, tyro.conf.Positional], b: Annotated[Path, tyro.conf.Positional]) -> int:
+    """Show the settings in which two runs differ, and what each reached.
+
+    Args:
+        a: A run folder.
+        b: Another one.
+    """
+    from relora_lab.config import differences
+    from relora_lab.errors import require
+    from relora_lab.runs import RunFolder
+    from relora_lab.status import summary
+
+    folders = [RunFolder(a), RunFolder(b)]
+    for folder in folders:
+        require(folder.started, f"{folder.path}: is no run folder")
+    differing = differences(*(folder.config for folder in folders))
+    for field, (old, new) in differing.items():
+        print(f"{field:<28} {'–' if old is None else old} → {'–' if new is None else new}")
+    print(("" if differing else "the same settings\n") + "\n" + summary(folders))
+    return DONE
+
+
+def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes: bool = False) -> int:
+    """Remove what nothing needs any more: states of ended runs, shared beginnings, token files, leftovers.
+
+    Settings, logs, cycles and weights stay. Asks first.
+
+    Args:
+        folder: A folder of run folders.
+        yes: Do not ask.
+    """
+    from relora_lab import clean
+
+    found = clean.removable(folder)
+    for item in found:
+        print(f"{item.size / 2**20:9.1f} MiB  {item.path}: {item.why}")
+    if not found:
+        print(f"{folder}: there is nothing to remove")
+    elif yes or _confirmed(f"Remove these ({sum(item.size for item in found) / 2**20:.1f} MiB)? [y/N] "):
+        clean.remove(found)
+        print("removed")
+    return DONE
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        return False

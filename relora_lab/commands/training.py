@@ -1,0 +1,153 @@
+"""Commands that train: one run, or a grid of them; and how far a grid is."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from relora_lab.commands import DIVERGED, DONE, FAILED, say
+from relora_lab.commands.looking import report
+
+if TYPE_CHECKING:
+    from relora_lab.runs import RunFolder
+
+Tracker = Literal["tensorboard", "wandb"] | None
+
+
+def train(
+    config: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    resume: bool = False,
+    overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
+    precision: Literal["float32", "bf16-autocast", "bf16"] | None = None,
+    compile: tyro.conf.FlagCreatePairsOff[bool] = False,  # noqa: A002
+    share: bool = True,
+    track: Tracker = None,
+) -> int:
+    """Train one run into a run folder.
+
+    Args:
+        config: Settings, a TOML file (the README has one; every field is in relora_lab/settings.py).
+        out: The run folder. Default: runs/METHOD-SIZE-SEED-DIGEST.
+        resume: Go on with the run in that folder, from its newest checkpoint.
+        overrides: Replace one setting, like method.rank=4. Can be given more than once.
+        precision: In place of training.precision.
+        compile: Set training.compile: a minute at each start, then faster steps.
+        share: Share the full-rank beginning with other runs beside this one, through .stages/.
+        track: Show the numbers in TensorBoard (in .tensorboard beside the run) or Weights & Biases too.
+    """
+    from relora_lab.config import load, run_name
+
+    given = {"precision": precision, "compile": "true" if compile else None}
+    run_config = load(config, overrides + [f"training.{name}={value}" for name, value in given.items() if value])
+    folder = Path("runs") / run_name(run_config) if out is None else out
+    for warning in run_config.warnings():
+        say(f"note: {warning}")
+
+    from relora_lab import train as trainer
+    from relora_lab.runs import RunFolder
+
+    run = RunFolder(folder)
+    with _followed(track, [run]):
+        trainer.run(run_config, folder, resume=resume, share=share, progress=True)
+    print(run.summary())
+    return DIVERGED if run.state == "diverged" else DONE
+
+
+def grid(
+    declared: Annotated[Path, tyro.conf.Positional],
+    out: Path | None = None,
+    workers: int = 2,
+    seeds: tuple[int, ...] = (),
+    profile: str | None = None,
+    dry_run: bool = False,
+    track: Tracker = None,
+) -> int:
+    """Train every run of a grid, then report. Done again, the command goes on where it was stopped.
+
+    Args:
+        declared: A TOML file of axes, rows and seeds, or the name of one that comes along, like table6.
+        out: Folder of the runs and of the report. Default: runs/NAME, or runs/NAME-PROFILE.
+        workers: Processes that train at the same time, one thread each.
+        seeds: Seeds in place of the grid's own. Compare runs of one seed: they see the same batches.
+        profile: Settings for another machine or model, as the grid declares them: cpu, say, for a laptop.
+        dry_run: Only say what would be trained, and what that takes in memory and time.
+        track: Show the numbers in TensorBoard (in OUT/.tensorboard) or Weights & Biases too.
+    """
+    from relora_lab import dry_run as dry
+    from relora_lab import grid as grids
+    from relora_lab import stages, status
+    from relora_lab.errors import require
+    from relora_lab.runs import RunFolder
+
+    require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
+    cells = grids.cells(grids.read(declared), seeds, profile)
+    title = declared.stem + (f"-{profile}" if profile else "")
+    out = Path("runs") / title if out is None else out
+    for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
+        say(f"note: {warning}")
+    plan = stages.plan(cells)
+    if dry_run:
+        from relora_lab.pace import Pace
+
+        print(dry.as_text(cells, plan, out, workers=workers, pace=Pace().of))
+        return DONE
+
+    from relora_lab.launch import local
+
+    runs = [RunFolder(out / name) for name in cells]
+    with _followed(track, runs):
+        failures = local.launch(cells, out, workers=workers, title=title)
+    print(status.summary(runs))
+    print(f"\nThe runs are in {out}. {dry.saved(plan, cells)}")
+    ended = tuple(run.path for run in runs if run.ended)
+    reported = report(ended, out / "report") if ended else DONE
+    for name, reason in failures.items():
+        say(f"{name}: {reason}")
+    return FAILED if failures else reported
+
+
+def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = ()) -> int:
+    """Train full, LoRA, LoRA + warm start and ReLoRA on real text, and report what rank their updates had.
+
+    Takes about 3 minutes on two cores. Ends with a table and the path of a report that a browser opens.
+
+    Args:
+        out: Folder of the four runs. Done again, the command goes on where it was stopped.
+        workers: Processes that train at the same time, one thread each.
+        seeds: Train the four with each of these seeds (default: 0).
+    """
+    return grid(Path("demo"), out, workers, seeds)
+
+
+def status(
+    folder: Annotated[Path, tyro.conf.Positional] = Path("runs"),
+    watch: bool = False,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+) -> int:
+    """Say how far the cells of a grid are, what failed and why, and how long the rest will take.
+
+    Args:
+        folder: The grid's folder (--out), or any folder of runs.
+        watch: Renew it until all is done.
+        every: List every cell of a large grid, not only those that run or did not finish.
+    """
+    from relora_lab import status as statuses
+
+    if watch:
+        statuses.watch(folder, every=every)
+    else:
+        print(statuses.as_text(statuses.of_folder(folder), every=every))
+    return DONE
+
+
+def _followed(track: Tracker, runs: "Sequence[RunFolder]") -> AbstractContextManager[None]:
+    """The numbers of the runs go to the tracker inside the block, if there is one."""
+    if track is None:
+        return nullcontext()
+    from relora_lab import track as trackers
+
+    trackers.require_library(track)
+    return trackers.following(track, runs)

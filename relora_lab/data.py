@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,8 +106,12 @@ def open_corpus(spec: str | list[str] | Data, cache: Path, *, sequence_length: i
         limits["held_out"] = max(data.max_tokens // 20, 16 * sequence_length)
     folder = cache / _key(data, found, limits)
     if not folder.exists():
-        with _parents_of(folder), files.new_folder(folder) as making:
-            _make(data, found, limits, making, sequence_length)
+        with _parents_of(folder), files.in_turn(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():  # nobody made it meanwhile
+                for left_by_a_killed_process in folder.parent.glob(f".{folder.name}-*"):
+                    shutil.rmtree(left_by_a_killed_process)
+                with files.new_folder(folder) as making:
+                    _make(data, found, limits, making, sequence_length)
     corpus = Corpus(folder, **json.loads((folder / "corpus.json").read_text()))
     _check_length(found.kind, len(corpus.train), len(corpus.held_out), sequence_length)
     return corpus

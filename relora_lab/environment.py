@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +10,21 @@ from typing import Any
 import torch
 
 import relora_lab
-from relora_lab import sizes
+from relora_lab import quantise, sizes
 from relora_lab.data import Corpus
 from relora_lab.errors import require
 from relora_lab.settings import RunConfig
 
 
-def fingerprint(device: str) -> dict[str, str]:
+def made_with(config: RunConfig) -> dict[str, str]:
     """What decides the bits of a run beside its settings: libraries, device, instruction set."""
-    libraries = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers")}
+    quantised = bool(config.low_rank and config.low_rank.quantise)
+    return fingerprint(config.training.device, *(["bitsandbytes"] if quantised else []))
+
+
+def fingerprint(device: str, *also: str) -> dict[str, str]:
+    """Versions of the libraries that compute, `also` of more, and what they compute on."""
+    libraries = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "transformers", *also)}
     libraries["relora_lab"] = relora_lab.__version__
     if torch.device(device).type == "cuda":
         return {**libraries, "device": torch.cuda.get_device_name(device)}
@@ -32,9 +37,7 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     `before` is what was written when it began; a run that went on elsewhere is no longer bit-identical.
     """
     training = config.training
-    decisive: dict[str, Any] = fingerprint(training.device) | {"threads": training.threads}
-    if config.low_rank and config.low_rank.quantise:
-        decisive["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
+    decisive: dict[str, Any] = made_with(config) | {"threads": training.threads}
     same = all(before.get(key, value) == value for key, value in decisive.items())
     size, vocab_size = config.model.shape, corpus.vocab_size
     total, _ = sizes.count_parameters(size, vocab_size=vocab_size)
@@ -57,13 +60,25 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     }
 
 
+def needs(config: RunConfig) -> tuple[str, str | None]:
+    """What of a machine a run needs: its device, and the kind of codes that a library makes."""
+    return config.training.device, config.low_rank.quantise if config.low_rank else None
+
+
+def check(config: RunConfig) -> None:
+    """Raise BadInput for a device or library that the run needs and that is not here."""
+    device, codes = needs(config)
+    check_device(device)
+    if codes:
+        quantise.require_library(codes)
+
+
 def check_device(device: str) -> None:
-    """Raise BadInput for a device that torch does not know or does not find here."""
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    require(found is not None, f"training.device: {device!r} is no device; 'cpu', 'cuda' or 'cuda:1'")
-    if found and device != "cpu":
+    """Raise BadInput for a device that torch does not find here."""
+    if device != "cpu":
         count = torch.cuda.device_count()
-        require(int(found[1] or 0) < count, f"training.device: '{device}' is asked for; torch finds {count} here")
+        number = int(device.partition(":")[2] or 0)
+        require(number < count, f"training.device: '{device}' is asked for; torch finds {count} here")
 
 
 def _git_commit() -> str | None:

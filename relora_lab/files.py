@@ -76,7 +76,9 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no file. Raises BadInput, naming it, for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (ValueError, OSError) as error:
         raise BadInput(f"{path}: is damaged ({one_line(error)})") from None
     require(isinstance(found, dict), f"{path}: is damaged (no JSON object)")
@@ -147,6 +149,17 @@ def is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` after those who came before; the last thing it does is to remove it."""
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _content(folder: Path) -> dict[str, str]:

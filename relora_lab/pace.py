@@ -20,22 +20,24 @@ UPDATES = 5
 
 
 class Pace:
-    """Seconds an update of a run takes, each kind of update timed once; None where its device is not here."""
+    """Seconds that updates take here, each kind of update timed once."""
 
     def __init__(self) -> None:
         self._known: dict[RunConfig, float] = {}
 
-    def of(self, run: RunConfig) -> float | None:
-        """The mean over the run: full-rank and low-rank updates and evaluations (a third of an update's work a
-        token)."""
-        training = run.training
+    def seconds(self, run: RunConfig, start: int, end: int) -> float | None:
+        """Of the updates of a run from step `start` to `end` with their evaluations, which take a third of an
+        update's work a token; None where the run's device is not here."""
+        training, data = run.training, run.data
         if training.device != "cpu" and not torch.cuda.is_available():
             return None
-        low_rank = self._timed(run)
-        full_rank = self._timed(stages.stage_config(run, training.warm_start)) if training.warm_start else 0.0
-        share = training.warm_start / training.steps
-        evaluated = training.eval_tokens / training.eval_every / (run.data.batch_size * run.data.sequence_length)
-        return (share * full_rank + (1 - share) * low_rank) * (1 + evaluated / 3)
+        full_rank = max(0, min(end, training.warm_start) - start)
+        low_rank = end - start - full_rank
+        seconds = low_rank * self._timed(run) if low_rank else 0.0
+        if full_rank:
+            seconds += full_rank * self._timed(stages.stage_config(run, training.warm_start))
+        evaluated = training.eval_tokens / training.eval_every / (data.batch_size * data.sequence_length)
+        return seconds * (1 + evaluated / 3)
 
     def _timed(self, run: RunConfig) -> float:
         """A transformer's time is linear in layers and, but for the optimizer's, in tokens."""

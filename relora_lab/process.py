@@ -24,15 +24,16 @@ def threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are added to inside the block, instead of stopping the process.
+    """A list that SIGINT, SIGTERM and SIGHUP are added to inside the block, instead of stopping the process.
 
-    Outside the main thread, where Python takes no handlers, it stays empty.
+    What is ignored stays ignored. Outside the main thread, where Python takes no handlers, the list stays empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {s: signal.signal(s, lambda n, _: received.append(n)) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, lambda n, _: received.append(n)) for s in heard}
     try:
         yield received
     finally:

@@ -71,7 +71,9 @@ class RunFolder:
         if self.begun:
             for field, (old, new) in config.differences(self.config, settings).items():
                 if field not in MAY_CHANGE:
-                    raise BadInput(f"{self.path}: cannot resume with {field} changed from {old} to {new}")
+                    changed = f"{field} changed from {old} to {new}"
+                    fix = "use another folder, or remove this one to train it anew"
+                    raise BadInput(f"{self.path}: cannot resume with {changed}; {fix}")
 
     def make(self) -> None:
         """Create the folder. Raises BadInput where that fails."""
@@ -105,8 +107,10 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Has a run with these settings found its data? Settings it failed with before that can be mended."""
-        return (self.path / "environment.json").exists()
+        """Is there something of these settings to go on from? What failed before can be tried with others."""
+        if not (self.path / "environment.json").exists():
+            return False
+        return self.has_checkpoint or self.state != "failed"
 
     @property
     def ended(self) -> bool:
@@ -147,14 +151,16 @@ class RunFolder:
         files.write_json(self.path / "status.json", {"state": state, **facts, "heartbeat": time.time(), **who})
 
     def note_failure(self, settings: RunConfig, reason: str) -> None:
-        """Write into status.json why a run failed, unless another process holds it."""
-        self.make()
-        with suppress(FolderHeld), self.lock():
-            if not self.begun:
-                self.write_config(settings)
-            if not self.ended:
-                facts = {"step": 0, "steps": settings.training.steps, **self.status}
-                self.write_status(**{**facts, "state": "failed", "reason": reason})
+        """Write into status.json why a run failed, where that can be done and the folder is that run's."""
+        with suppress(FolderHeld, BadInput, OSError):
+            self.make()
+            self.require_same(settings)
+            with self.lock():
+                if not self.begun:
+                    self.write_config(settings)
+                if not self.ended:
+                    facts = {"step": 0, "steps": settings.training.steps, **self.status}
+                    self.write_status(**{**facts, "state": "failed", "reason": reason})
 
     @contextmanager
     def outcome_noted(self) -> Iterator[None]:
@@ -183,7 +189,7 @@ class RunFolder:
         status, final = self.status, self.final_evaluation
         reason = f" ({status['reason']})" if "reason" in status else ""
         reached = f", perplexity {final['perplexity']} (loss {final['loss']})" if final else ""
-        return f"{self.path}: {status['state']}{reason} at step {status['step']}{reached}"
+        return f"{self.path}: {self.state}{reason} at step {status.get('step', 0)}{reached}"
 
     # ---- checkpoints
 
@@ -228,6 +234,12 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Is there a state to go on from?"""
         return bool(self._checkpoints())
+
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of that state; 0 without one."""
+        found = self._checkpoints()
+        return int(found[-1].name.partition("-")[0]) if found else 0
 
     def _checkpoints(self) -> list[Path]:
         return sorted(path for path in self.checkpoints.glob("*") if path.name[0].isdigit())

@@ -151,6 +151,9 @@ class Training:
     def __post_init__(self) -> None:
         at_least(1, "training", steps=self.steps, threads=self.threads, micro_batches=self.micro_batches)
         at_least(0, "training", warm_start=self.warm_start, seed=self.seed)
+        named = re.fullmatch(r"cpu|cuda(:\d+)?", self.device)
+        require(named is not None, f"training.device: {self.device!r} is no device; 'cpu', 'cuda' or 'cuda:1'")
+        require(self.seed < 2**63, f"training.seed: must be < 2**63 (got {self.seed})")
         require(self.threads <= 1024, f"training.threads: must be ≤ 1024 (got {self.threads})")
         at_least(1, "training", eval_every=self.eval_every, eval_tokens=self.eval_tokens)
         at_least(1, "training", norms_every=self.norms_every, checkpoint_every=self.checkpoint_every)

@@ -1,42 +1,52 @@
 """How far the runs in a folder are, from what lies on disk: whoever trains them, on whatever machine."""
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from relora_lab import config, stages
-from relora_lab.errors import printable, require
+from relora_lab.errors import BadInput, printable, require
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
-from relora_lab.workspace import read_grid, write_grid
+from relora_lab.workspace import check_place, read_grid, stages_trained, write_grid
 
 FEW = 48  # cells that are all listed
-SHOWN = ("failed", "diverged", "killed", "stopped", "running")
+SHOWN = ("running", "failed", "killed", "stopped", "diverged")
+DONE = ("finished", "diverged", "failed")  # until the command is given again
 
 
 def declare(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], out: Path) -> None:
-    """Write down, for `status`, that these cells are to be trained in `out`.
-
-    Raises BadInput, with old and new, if a cell that has begun has other settings: before anything runs.
-    """
+    """Write down, for `status`, that these cells are to be trained in `out`. Raises BadInput as `check`."""
+    facts = check(cells, plan, out)
     RunFolder(out).make()
-    known, begins = read_grid(out), stages.by_cell(plan)
-    facts: dict[str, Any] = {}
+    write_grid(out, facts, sum(stage.updates for stage in plan.values()))
+
+
+def check(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], out: Path) -> dict[str, dict[str, Any]]:
+    """What is written down of each cell.
+
+    Raises BadInput, with old and new, if one that has begun has other settings, and if no grid can be in `out`.
+    """
+    check_place(out)
+    known, begins = read_grid(out).get("cells", {}), stages.by_cell(plan)
+    facts: dict[str, dict[str, Any]] = {}
     for name, settings in cells.items():
         start = max((plan[key].cuts[-1] for key in begins.get(name, [])), default=0)
         facts[name] = {"digest": config.digest(settings), "steps": settings.training.steps, "start": start}
         if known.get(name, {}).get("digest") != facts[name]["digest"]:
             RunFolder(out / name).require_same(settings)
-    write_grid(out, facts)
+    return facts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run and what it has reached; `state` is also "killed", of one that says it runs and no process holds."""
+    """A run and what it has reached; `state` is also "killed", of one that says it runs and no process holds, and
+    "damaged", of one whose status cannot be read."""
 
     name: str
     state: str
@@ -49,24 +59,59 @@ class Cell:
 
     @property
     def left(self) -> int:
+        """Updates of its own that are still to be made."""
+        return 0 if self.state in DONE else self.steps - max(self.step, self.start)
+
+
+@dataclass(frozen=True)
+class Status:
+    """The cells of a folder, in the grid's order; of what they share, the updates left and the stages in training."""
+
+    cells: list[Cell]
+    shared_left: int
+    stages_running: int
+
+    @property
+    def left(self) -> int:
         """Updates that are still to be made."""
-        return 0 if self.state in ("finished", "diverged") else self.steps - max(self.step, self.start)
+        return self.shared_left + sum(cell.left for cell in self.cells)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long those who train now will take for all that is left, at the pace so far; None while it is unknown.
+
+        What has not begun is taken to go at the mean pace of the others.
+        """
+        paces = [cell.seconds_per_update for cell in self.cells if cell.seconds_per_update]
+        running = self.stages_running + sum(cell.state == "running" for cell in self.cells)
+        if not paces or not running:
+            return None
+        mean = math.fsum(paces) / len(paces)
+        own = math.fsum(cell.left * (cell.seconds_per_update or mean) for cell in self.cells)
+        return (own + self.shared_left * mean) / running
 
 
-def of_folder(out: Path) -> list[Cell]:
-    """The cells of the grid in `out`, in its order, and other runs there. Raises BadInput if there are none."""
+def of_folder(out: Path) -> Status:
+    """The grid in `out`, and other runs there. Raises BadInput if there is neither."""
     require(out.is_dir(), f"{out}: no such folder")
     grid = read_grid(out)
-    folders = [path.name for path in sorted(out.iterdir()) if path.name not in grid]
-    others = [name for name in folders if not name.startswith(".") and RunFolder(out / name).started]
-    names = [*grid, *others]
+    declared = grid.get("cells", {})
+    beside = sorted(name for name in os.listdir(out) if name not in declared and not name.startswith("."))
+    names = [*declared, *(name for name in beside if RunFolder(out / name).started)]
     require(bool(names), f"{out}: holds neither a grid nor a run folder (a run folder has a config.toml)")
-    return [_cell(out, name, grid.get(name, {})) for name in names]
+    made, running = stages_trained(out)
+    cells = [_cell(out, name, declared.get(name, {})) for name in names]
+    unneeded = all(cell.state in DONE for cell in cells)
+    shared_left = 0 if unneeded else max(0, grid.get("shared_updates", 0) - made)
+    return Status(cells, shared_left, running)
 
 
 def _cell(out: Path, name: str, declared: Mapping[str, Any]) -> Cell:
     run = RunFolder(out / name)
-    status = run.status
+    try:
+        status = run.status
+    except BadInput as error:
+        status = {"state": "damaged", "reason": str(error)}
     state = str(status.get("state", "waiting"))
     if state == "running" and not run.held:
         state = "killed"
@@ -82,28 +127,15 @@ def _cell(out: Path, name: str, declared: Mapping[str, Any]) -> Cell:
     )
 
 
-def seconds_left(cells: Iterable[Cell]) -> float | None:
-    """How long the running processes will take for all that is left, at the pace so far; None while none is known.
-
-    A cell that has not begun is taken to go at the mean pace of the others.
-    """
-    cells = list(cells)
-    paces = [cell.seconds_per_update for cell in cells if cell.seconds_per_update]
-    running = sum(cell.state == "running" for cell in cells)
-    if not paces or not running:
-        return None
-    mean = math.fsum(paces) / len(paces)
-    return math.fsum(cell.left * (cell.seconds_per_update or mean) for cell in cells) / running
-
-
-def as_text(cells: list[Cell], *, every: bool = False) -> str:
+def as_text(found: Status, *, every: bool = False) -> str:
     """Counts and time left, and a line a cell: of many those that run or did not finish, or `every` one."""
+    cells = found.cells
     counts = Counter(cell.state for cell in cells)
     told = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
-    left = seconds_left(cells)
-    done = 1 - sum(cell.left for cell in cells) / max(1, sum(cell.steps - cell.start for cell in cells))
-    ahead = f", about {duration(left)} left" if left is not None else ""
-    head = f"{len(cells):,} cells: {told}. {100 * done:.0f} % of the updates are done{ahead}."
+    seconds = found.seconds_left
+    ahead = f"; about {duration(seconds)} at this pace" if seconds is not None else ""
+    shared = f", {found.stages_running} stages running" if found.stages_running else ""
+    head = f"{len(cells):,} cells: {told}{shared}. {found.left:,} updates left{ahead}."
     shown = cells if every or len(cells) <= FEW else [cell for cell in cells if cell.state in SHOWN]
     return "\n".join([head, "", *_lines(shown)] if shown else [head])
 
@@ -132,16 +164,19 @@ def duration(seconds: float) -> str:
 
 
 def watch(out: Path, *, every: bool = False, seconds: float = 2.0) -> None:
-    """Show `as_text` on the terminal, renewed until nothing is left to do."""
+    """Show `as_text` on the terminal, those that run first, renewed until nothing is left to do."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(), auto_refresh=False, vertical_overflow="crop") as live:
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="ellipsis") as live:
         while True:
-            cells = of_folder(out)
-            live.update(Text(as_text(cells, every=every)), refresh=True)
-            if all(cell.state in ("finished", "diverged", "failed") for cell in cells):
+            found = of_folder(out)
+            order = {state: number for number, state in enumerate(SHOWN)}
+            cells = sorted(found.cells, key=lambda cell: order.get(cell.state, len(order)))
+            text = as_text(replace(found, cells=cells), every=every)
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+            if all(cell.state in DONE for cell in cells):
                 return
             time.sleep(seconds)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from relora_lab import data, environment, process, quantise, stages
+from relora_lab import data, environment, process, stages
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld
 from relora_lab.runs import RunFolder
@@ -36,9 +36,7 @@ def run(
     """
     folder = RunFolder(out)
     folder.check(resume=resume)
-    environment.check_device(config.training.device)
-    if config.low_rank and config.low_rank.quantise:
-        quantise.require_library(config.low_rank.quantise)
+    environment.check(config)
     folder.require_same(config)
     runs = folder.path.absolute().parent
     corpus = tokens(config, runs)
@@ -57,10 +55,25 @@ def tokens(config: RunConfig, runs: Path) -> Corpus:
     return data.open_corpus(config.data, token_cache(runs), sequence_length=config.data.sequence_length)
 
 
-def stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> RunFolder:
-    """Train the stage of `config` up to the last of `cuts`, for the runs below `runs`, unless it is there."""
+def stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> None:
+    """Train the stage of `config` up to the last of `cuts`, for the runs below `runs`, unless it is there.
+
+    Raises FolderHeld if another process is at it.
+    """
+    environment.check(config)
     with process.threads(config.training.threads):
-        return _stage(config, tokens(config, runs), runs, cuts, progress=False)
+        _stage(config, tokens(config, runs), runs, cuts, progress=False, wait=False)
+
+
+def folder_of_stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> RunFolder:
+    """Where that stage is, or will be."""
+    return _place(stages.stage_config(config, cuts[-1]), cuts[-1], tokens(config, runs), runs)[0]
+
+
+def _place(config: RunConfig, cut: int, corpus: Corpus, runs: Path) -> tuple[RunFolder, str]:
+    """The folder of a stage with these settings, and its digest."""
+    digest = stages.digest(config, cut, corpus.text_sha256, environment.made_with(config))
+    return stage_folder(runs, digest, cut), digest
 
 
 def _train(
@@ -88,13 +101,13 @@ def _train(
         Trainer(config, folder, corpus, until, progress).train()
 
 
-def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: Sequence[int], progress: bool) -> RunFolder:
+def _stage(
+    config: RunConfig, corpus: Corpus, runs: Path, cuts: Sequence[int], progress: bool, wait: bool = True
+) -> RunFolder:
     """The finished stage up to the last of `cuts`, trained here unless another process is at it: then wait."""
     *earlier, cut = cuts
     config = stages.stage_config(config, cut)
-    made_with = environment.fingerprint(config.training.device)
-    digest = stages.digest(config, cut, corpus.text_sha256, made_with)
-    folder = stage_folder(runs, digest, cut)
+    folder, digest = _place(config, cut, corpus, runs)
     folder.make()
     told = not progress
     while not folder.ended:
@@ -104,6 +117,8 @@ def _stage(config: RunConfig, corpus: Corpus, runs: Path, cuts: Sequence[int], p
                     shorter = longest_stage(runs, digest, below=cut)
                     _train(config, folder, corpus, runs, earlier, until=cut, progress=progress, shorter=shorter)
         except FolderHeld as held:
+            if not wait:
+                raise
             if not told:
                 print(f"waiting for steps 0–{cut}, which another run trains too ({held})", file=sys.stderr)
             told = True

@@ -122,11 +122,11 @@ class Trainer:
         """One update, as a line of metrics. None if loss or gradient are not finite: it is then not applied."""
         state, started = self.state, time.perf_counter()
         found = update(state, self.objective)
-        self._lr = found.lr
         if not found.applied:
             name = "grad_norm" if math.isfinite(found.loss) else "loss"
             state.diverged = f"{name} of update {state.step + 1} is {getattr(found, name)}"
             return None
+        self._lr = found.lr
         line = {
             "step": state.step,
             "loss": found.loss,

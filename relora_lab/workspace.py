@@ -1,5 +1,6 @@
 """A folder of runs: run folders, and hidden beside them what they share."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,21 @@ from relora_lab import files
 from relora_lab.config import SCHEMA_VERSION
 from relora_lab.errors import require
 from relora_lab.runs import RunFolder
+
+
+def check_place(out: Path) -> None:
+    """Raise BadInput if no folder can be at `out`, or it is a run's or inside one; leaves nothing."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    require(writable, f"--out {out}: cannot be written ({there} is no folder to write into)")
+    require(not RunFolder(out).started, f"--out {out}: is a run folder; choose another one")
+    run = next((folder for folder in Path(os.path.realpath(out)).parents if _is_run(folder)), None)
+    require(run is None, f"--out {out}: is inside the run folder {run}; choose another one")
+
+
+def _is_run(folder: Path) -> bool:
+    run = RunFolder(folder)
+    return run.started and bool(run.environment)  # a config.toml alone may be another project's
 
 
 def run_folders(runs: Path) -> list[RunFolder]:
@@ -29,6 +45,17 @@ def stage_folders(runs: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted((runs / ".stages").glob("*-*"))]
 
 
+def stages_trained(runs: Path) -> tuple[int, int]:
+    """How many updates the stages below `runs` have made, and how many of them are being trained."""
+    made, training, begun = 0, 0, dict[str, int]()
+    for stage in sorted(stage_folders(runs), key=lambda stage: int(stage.path.name.rpartition("-")[2])):
+        digest, step = stage.path.name.rpartition("-")[0], int(stage.status.get("step", 0))
+        made += max(0, step - begun.get(digest, 0))
+        begun[digest] = step
+        training += stage.state == "running" and stage.held
+    return made, training
+
+
 def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
     """The finished stage of that digest which ends last before step `below`."""
     cuts = sorted(int(path.name.rpartition("-")[2]) for path in (runs / ".stages").glob(f"{digest}-*"))
@@ -37,9 +64,10 @@ def longest_stage(runs: Path, digest: str, *, below: int) -> RunFolder | None:
     return finished[-1] if finished else None
 
 
-def write_grid(runs: Path, cells: Mapping[str, Any]) -> None:
-    """Store what is known of each cell of the grid that trains below `runs`."""
-    files.write_json(runs / "grid.json", {"schema_version": SCHEMA_VERSION, "cells": dict(cells)})
+def write_grid(runs: Path, cells: Mapping[str, Any], shared_updates: int) -> None:
+    """Store what is known of each cell of the grid that trains below `runs`, and how long its stages are in all."""
+    facts = {"schema_version": SCHEMA_VERSION, "shared_updates": shared_updates, "cells": dict(cells)}
+    files.write_json(runs / "grid.json", facts)
 
 
 def read_grid(runs: Path) -> dict[str, Any]:
@@ -48,7 +76,7 @@ def read_grid(runs: Path) -> dict[str, Any]:
     version = found.get("schema_version", SCHEMA_VERSION)
     newer = f"{runs / 'grid.json'}: written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})"
     require(version == SCHEMA_VERSION, newer)
-    return dict(found.get("cells", {}))
+    return found
 
 
 def token_cache(runs: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.resources import files
 from itertools import count
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from relora_lab import cli, config
+from relora_lab import cli, config, grid
 
 README = (ROOT / "README.md").read_text()
 
@@ -41,6 +42,21 @@ def test_the_settings_are_settings():
     made = config.parse(tomllib.loads(toml))
     assert made.method_name == "relora"
     assert made.warnings() == []
+
+
+def test_the_grid_is_a_grid():
+    declared = re.search(r"```toml grid\n(.*?)```", README, re.DOTALL).group(1)
+    assert list(grid.cells(declared, seeds=[0])) == [
+        *(f"relora-rank{rank}-{reset}-seed0" for rank in (1, 2, 4) for reset in ("pruned", "zeroed")),
+        "full-seed0",
+    ]
+    assert len(grid.cells(declared, profile="long")) == 7
+
+
+def test_the_grids_that_come_along_are_listed():
+    table = re.search(r"\| grid \| \|\n(.*?)\n\n", README, re.DOTALL).group(1)
+    shipped = {path.name for path in files("experiments").joinpath("grids").iterdir() if path.name.endswith(".toml")}
+    assert {f"{name}.toml" for name in re.findall(r"`([\w-]+)`", table.replace("`make demo`", ""))} >= shipped
 
 
 def test_every_option_of_a_command_in_the_readme_is_in_its_help(capsys):

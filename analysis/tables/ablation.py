@@ -42,14 +42,20 @@ def note(frame: pd.DataFrame) -> str:
 
 
 def reference(runs: pd.DataFrame) -> str | None:
-    """The label that others are compared with: of P1's methods, one with most ingredients; None if none has any."""
+    """The label that others are compared with: of P1's methods, one with most ingredients; None if none has any.
+
+    Of several such, one of weights that are not codes, with one mask for both moments.
+    """
     runs = runs[(runs["state"] == "finished") & runs["method"].isin(METHODS)]
     ingredients = runs[list(TOGGLES)].sum(axis=1)
     if runs.empty or ingredients.max() == 0:
         return None
     most = runs[ingredients == ingredients.max()]
-    plain = most[most["method.quantise"].isna()] if "method.quantise" in most else most
-    return str((plain if len(plain) else most)["label"].iloc[0])
+    if "method.quantise" in most and most["method.quantise"].isna().any():
+        most = most[most["method.quantise"].isna()]
+    if "method.reset_mask" in most and (most["method.reset_mask"] == "shared").any():
+        most = most[most["method.reset_mask"] == "shared"]
+    return str(most["label"].iloc[0])
 
 
 def differences(runs: pd.DataFrame, labels: Iterable[str], less: str | None) -> pd.DataFrame:

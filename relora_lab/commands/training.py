@@ -12,6 +12,7 @@ from relora_lab.commands.looking import report
 
 if TYPE_CHECKING:
     from relora_lab.runs import RunFolder
+    from relora_lab.settings import RunConfig
 
 Tracker = Literal["tensorboard", "wandb"] | None
 
@@ -76,11 +77,9 @@ def grid(
         dry_run: Only say what would be trained, and what that takes in memory and time.
         track: Show the numbers in TensorBoard (in OUT/.tensorboard) or Weights & Biases too.
     """
-    from relora_lab import dry_run as dry
     from relora_lab import grid as grids
-    from relora_lab import stages, status
+    from relora_lab import stages
     from relora_lab.errors import require
-    from relora_lab.runs import RunFolder
 
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     cells = grids.cells(grids.read(declared), seeds, profile)
@@ -88,24 +87,38 @@ def grid(
     out = Path("runs") / title if out is None else out
     for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
         say(f"note: {warning}")
-    plan = stages.plan(cells)
+    for note in grids.notes(cells):
+        say(f"note: {note}")
     if dry_run:
+        from relora_lab.dry_run import as_text
         from relora_lab.pace import Pace
 
-        print(dry.as_text(cells, plan, out, workers=workers, pace=Pace().of))
+        print(as_text(cells, stages.plan(cells), out, workers=workers, seconds=Pace().seconds))
         return DONE
+    return _trained_and_reported(cells, out, workers, title, track)
 
+
+def _trained_and_reported(cells: "dict[str, RunConfig]", out: Path, workers: int, title: str, track: Tracker) -> int:
+    from relora_lab import environment, status
+    from relora_lab.errors import BadInput
     from relora_lab.launch import local
+    from relora_lab.runs import RunFolder
 
+    for config in {environment.needs(cell): cell for cell in cells.values()}.values():
+        environment.check(config)
     runs = [RunFolder(out / name) for name in cells]
     with _followed(track, runs):
         failures = local.launch(cells, out, workers=workers, title=title)
     print(status.summary(runs))
-    print(f"\nThe runs are in {out}. {dry.saved(plan, cells)}")
-    ended = tuple(run.path for run in runs if run.ended)
-    reported = report(ended, out / "report") if ended else DONE
+    print(f"\nThe runs are in {out}.")
     for name, reason in failures.items():
         say(f"{name}: {reason}")
+    ended = tuple(run.path for run in runs if run.ended)
+    try:
+        reported = report(ended, out / "report") if ended else DONE
+    except BadInput as error:
+        say(f"no report: {error}")
+        reported = DONE
     return FAILED if failures else reported
 
 

@@ -6,24 +6,26 @@ what has ended, so a grid that was killed at any time goes on from there.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from relora_lab import stages
+from relora_lab.errors import BadInput
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
 Kind = Literal["tokens", "stage", "cell"]
-DEATHS = 10  # of the process that does a job, without a step forward, before the job counts as failed
+DEATHS = 10  # of processes that do a job, with no newer state left behind, before the job counts as failed
 
 
 @dataclass(frozen=True)
 class Job:
     """Something to do once, known by `key` (of a cell its name); `needs` are the keys of jobs to be done before.
 
-    `start` is the step it begins at if nothing of it is done yet.
+    It trains from step `start` to `end`; a cell that shared nothing would make `alone` updates.
     """
 
     kind: Kind
@@ -34,6 +36,7 @@ class Job:
     needs: tuple[str, ...] = ()
     start: int = 0
     end: int = 0
+    alone: int = 0
 
 
 def of_grid(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], out: Path) -> list[Job]:
@@ -45,8 +48,9 @@ def of_grid(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], ou
     begins = stages.by_cell(plan)
     for name, config in cells.items():
         folder = RunFolder(out / name)
-        if folder.ended:
-            continue
+        with suppress(BadInput):  # a damaged status is for the worker to say
+            if folder.ended:
+                continue
         tokens = Job("tokens", _data_of(config), f"tokens of {config.data.dataset or config.data.corpus}", config)
         jobs.setdefault(tokens.key, tokens)
         needs = tokens.key
@@ -56,9 +60,18 @@ def of_grid(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], ou
             jobs.setdefault(key, Job("stage", key, stage.name, *of_stage))
             needs = key
         cuts = tuple(plan[key].cuts[-1] for key in begins[name])
-        start = max(cuts, default=0)
-        jobs[name] = Job("cell", name, name, config, cuts, (needs,), start, config.training.steps)
+        start = max([folder.checkpoint_step, *cuts])
+        end = config.training.steps
+        jobs[name] = Job("cell", name, name, config, cuts, (needs,), start, end, end - folder.checkpoint_step)
     return list(jobs.values())
+
+
+def saved(jobs: Iterable[Job]) -> str:
+    """What sharing saves, in a sentence; empty where there is nothing to do."""
+    jobs = list(jobs)
+    alone, trained = sum(job.alone for job in jobs), sum(job.end - job.start for job in jobs)
+    percent = 100 * (alone - trained) / max(1, alone)
+    return f"Sharing saves {alone - trained:,} of {alone:,} updates ({percent:.0f} %)." if alone else ""
 
 
 def _data_of(config: RunConfig) -> str:
@@ -74,7 +87,7 @@ class Schedule:
         self._waiting = dict.fromkeys(self._jobs)
         self._not_before: dict[str, float] = {}
         self._done: set[str] = set()
-        self._deaths: dict[str, list[int]] = {}
+        self._deaths: dict[str, tuple[int, int]] = {}  # the furthest step, and how often since
         self.failures: dict[str, str] = {}
 
     @property
@@ -101,19 +114,18 @@ class Schedule:
         self.failures[job.key] = reason
         yield job, reason
         for key in [key for key in self._waiting if job.key in self._jobs[key].needs]:
-            del self._waiting[key]
-            yield from self.failed(self._jobs[key], reason)
+            if key in self._waiting:  # it may need another one of those that just failed
+                del self._waiting[key]
+                yield from self.failed(self._jobs[key], reason)
 
     def again(self, job: Job, seconds: float = 0.0) -> None:
         """Give the job out again, in so many seconds at the earliest."""
         self._not_before[job.key] = time.monotonic() + seconds
         self._waiting = {key: None for key in self._jobs if key in self._waiting or key == job.key}
 
-    def died(self, job: Job, step: int) -> bool:
-        """Who did the job died when it was at `step`. Is it to be given out again?"""
-        deaths = self._deaths.setdefault(job.key, [])
-        deaths.append(step)
-        if deaths[-DEATHS:] == [step] * DEATHS:
-            return False
-        self.again(job)
-        return True
+    def may_die(self, job: Job, step: int) -> bool:
+        """Who did the job died, and its newest state is of `step`. Is it worth another try?"""
+        furthest, deaths = self._deaths.get(job.key, (-1, 0))
+        deaths = 1 if step > furthest else deaths + 1
+        self._deaths[job.key] = max(step, furthest), deaths
+        return deaths < DEATHS

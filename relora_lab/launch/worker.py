@@ -9,38 +9,57 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from relora_lab.errors import FolderHeld, Interrupted, why
+from tqdm import tqdm
+
+from relora_lab.errors import BadInput, FolderHeld, Interrupted, why
 from relora_lab.launch.jobs import Job
 from relora_lab.runs import RunFolder
 
-LLAMA = "transformers.models.llama.modeling_llama"  # which transformers imports late
 # What the server that workers are forked from imports, so that none of them waits for it.
 PRELOAD = [
     "relora_lab.cli",
     "relora_lab.launch.worker",
     "relora_lab.train",
-    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.modeling_llama",  # which transformers imports late
 ]
 
 
-class Outcome(NamedTuple):
-    """How a job went: done, failed for a reason, held by another process, or stopped by a signal to this one."""
+class Ready(NamedTuple):
+    """The first thing a worker says."""
 
-    how: Literal["done", "failed", "held", "stopped"]
+
+class Outcome(NamedTuple):
+    """How a job went: done, failed for a reason, held by another process, or stopped by a signal to this one.
+
+    Of a worker that "died" others say so.
+    """
+
+    how: Literal["done", "failed", "held", "stopped", "died"]
     reason: str = ""
+
+
+Answer = Ready | Path | Outcome  # a path is the folder of the stage that is trained
 
 
 def work(connection: Connection, out: Path) -> None:
     """Do the jobs that come over the connection, for the runs below `out`, and answer each with an Outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver tells who is to stop
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     threading.Thread(target=_stop_with_the_driver, daemon=True).start()
     with suppress(EOFError, BrokenPipeError):  # the driver has no more jobs, or is gone
-        while True:
-            connection.send(do(connection.recv(), out))
+        connection.send(Ready())
+        sound = True
+        while sound:
+            job: Job = connection.recv()
+            try:
+                outcome = do(job, out, connection)
+            except Exception as error:
+                outcome, sound = _failed(job, out, error), False  # a GPU's error can outlast the run that it hit
+            connection.send(outcome)
 
 
-def do(job: Job, out: Path) -> Outcome:
-    """Do a job. A failure is noted in the cell's run folder too."""
+def do(job: Job, out: Path, connection: Connection) -> Outcome:
+    """Do a job; what a person gave wrong makes it fail, and any other exception is raised."""
     from relora_lab import train
 
     try:
@@ -48,6 +67,7 @@ def do(job: Job, out: Path) -> Outcome:
             case "tokens":
                 train.tokens(job.config, out)
             case "stage":
+                connection.send(train.folder_of_stage(job.config, out, job.cuts).path)
                 train.stage(job.config, out, job.cuts)
             case "cell":
                 train.run(job.config, out / job.name, resume=True, cuts=job.cuts)
@@ -55,11 +75,15 @@ def do(job: Job, out: Path) -> Outcome:
         return Outcome("held", str(held))
     except Interrupted as stop:
         return Outcome("stopped", str(stop))
-    except Exception as error:
-        if job.kind == "cell":
-            RunFolder(out / job.name).note_failure(job.config, why(error))
-        return Outcome("failed", why(error))
+    except BadInput as error:
+        return _failed(job, out, error)
     return Outcome("done")
+
+
+def _failed(job: Job, out: Path, error: Exception) -> Outcome:
+    if job.kind == "cell":
+        RunFolder(out / job.name).note_failure(job.config, why(error))
+    return Outcome("failed", why(error))
 
 
 def _stop_with_the_driver() -> None:

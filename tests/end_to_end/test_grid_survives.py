@@ -118,7 +118,7 @@ def test_two_drivers_at_once_do_each_update_once(undisturbed):
     assert set(found.values()) == {1}
     shared = 3 * (100 + 49)  # full rank up to the warm start, then low rank up to the first restart
     assert found.total() == shared + 3 * (200 + 3 * 151)
-    assert {cell.state for cell in status.of_folder(undisturbed)} == {"finished"}
+    assert {cell.state for cell in status.of_folder(undisturbed).cells} == {"finished"}
 
 
 def test_a_grid_killed_at_20_moments_leaves_the_same_bytes(undisturbed, declared, tmp_path):

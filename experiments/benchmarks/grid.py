@@ -1,0 +1,71 @@
+"""What a grid costs beside training: python -m experiments.benchmarks.grid
+
+Prints the time a cell of a grid of cells whose work is nothing (with the workers' start), of going through a grid
+that has ended, and of `relora-lab status` on a large one (a process of its own). Exits 1 if a limit is not held.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from relora_lab import grid, stages, status
+from relora_lab.launch import local, worker
+from relora_lab.runs import RunFolder
+from relora_lab.settings import RunConfig
+
+CELLS, MANY, WORKERS = 1_000, 10_000, 2
+LIMITS = {"no-op": 0.050, "ended": 0.050, "status": 2.0}
+GRID = """
+[base.model]
+size = "demo"
+[base.training]
+steps = 100
+[base.optimizer]
+lr = 1e-3
+[rows.full]
+method.name = "full"
+[rows.lora]
+method = { name = "lora", rank = 2 }
+"""
+
+
+def main() -> int:
+    """Measure, print, compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, cells = Path(folder), grid.cells(GRID, range(CELLS // 2))
+        worker.PRELOAD.append("experiments.benchmarks.idle_jobs")
+        found = {"no-op": _seconds(lambda: local.launch(cells, out / "idle", workers=WORKERS)) / CELLS}
+        _pretend(cells, out / "ended")
+        found["ended"] = _seconds(lambda: local.launch(cells, out / "ended", workers=WORKERS)) / CELLS
+        many = grid.cells(GRID, range(MANY // 2))
+        _pretend(many, out / "many")
+        look = [sys.executable, "-m", "relora_lab", "status", str(out / "many")]
+        found["status"] = _seconds(lambda: subprocess.run(look, check=True, stdout=subprocess.DEVNULL))
+    unit = {"no-op": f"a cell, {CELLS:,} no-op cells", "ended": f"a cell, {CELLS:,} ended cells"}
+    for name, seconds in found.items():
+        held = "" if seconds <= LIMITS[name] else "  MISSED"
+        what = unit.get(name, f"for status on {MANY:,} cells")
+        print(f"{1000 * seconds:8.1f} ms {what} (limit {1000 * LIMITS[name]:,.0f} ms){held}")
+    return int(any(seconds > LIMITS[name] for name, seconds in found.items()))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+def _pretend(cells: dict[str, RunConfig], out: Path) -> None:
+    """Leave what status and launch read of a grid that has ended."""
+    status.declare(cells, stages.plan(cells), out)
+    for name in cells:
+        run = RunFolder(out / name)
+        run.make()
+        (run.path / "status.json").write_text('{"state": "finished", "step": 100, "steps": 100, "perplexity": 4.2}')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

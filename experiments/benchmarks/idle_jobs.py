@@ -1,0 +1,15 @@
+"""Imported by the server that workers are forked from: every job is done at once, and nothing of it is left."""
+
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from relora_lab.launch import worker
+from relora_lab.launch.jobs import Job
+from relora_lab.launch.worker import Outcome
+
+
+def _do(job: Job, out: Path, connection: Connection) -> Outcome:  # noqa: ARG001
+    return Outcome("done")
+
+
+worker.do = _do

@@ -133,9 +133,9 @@ def as_text(found: Status, *, every: bool = False) -> str:
     counts = Counter(cell.state for cell in cells)
     told = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
     seconds = found.seconds_left
-    ahead = f"; about {duration(seconds)} at this pace" if seconds is not None else ""
-    shared = f", {found.stages_running} stages running" if found.stages_running else ""
-    head = f"{len(cells):,} cells: {told}{shared}. {found.left:,} updates left{ahead}."
+    ahead = f", about {duration(seconds)} at this pace" if seconds is not None else ""
+    shared = f"; stages in training: {found.stages_running}" if found.stages_running else ""
+    head = f"{len(cells):,} cells: {told}.\n{found.left:,} updates left{ahead}{shared}."
     shown = cells if every or len(cells) <= FEW else [cell for cell in cells if cell.state in SHOWN]
     return "\n".join([head, "", *_lines(shown)] if shown else [head])
 

@@ -18,10 +18,14 @@ class Logs:
         self._folder = folder
         self._open: dict[str, TextIO] = {}
 
+    def path(self, log: str) -> Path:
+        """The file of metrics, eval or norms."""
+        return self._folder / f"{log}.jsonl"
+
     def append(self, log: str, line: Mapping[str, Any]) -> None:
         """Add a line to metrics, eval or norms. Numbers that are not finite become null."""
         if log not in self._open:
-            self._open[log] = self._path(log).open("a", encoding="utf-8")
+            self._open[log] = self.path(log).open("a", encoding="utf-8")
         finite = {name: _finite(value) for name, value in line.items()}
         self._open[log].write(json.dumps(finite, allow_nan=False) + "\n")
 
@@ -29,9 +33,9 @@ class Logs:
         """All whole lines of metrics, eval or norms."""
         if log in self._open:
             self._open[log].flush()
-        if not self._path(log).exists():
+        if not self.path(log).exists():
             return []
-        with self._path(log).open(encoding="utf-8") as file:
+        with self.path(log).open(encoding="utf-8") as file:
             return [self._line(log, number, line) for number, line in enumerate(file, 1) if line.endswith("\n")]
 
     def sync(self) -> dict[str, int]:
@@ -39,13 +43,13 @@ class Logs:
         for file in self._open.values():
             file.flush()
             os.fsync(file.fileno())
-        return {log: self._path(log).stat().st_size for log in LOGS if self._path(log).exists()}
+        return {log: self.path(log).stat().st_size for log in LOGS if self.path(log).exists()}
 
     def cut(self, sizes: Mapping[str, int]) -> None:
         """Cut the logs back to the sizes that `sync` gave. Raises BadInput for a log that is shorter."""
         self.close()
         for log in LOGS:
-            path, size = self._path(log), sizes.get(log, 0)
+            path, size = self.path(log), sizes.get(log, 0)
             found = path.stat().st_size if path.exists() else 0
             require(found >= size, f"{path}: has {found} bytes, its checkpoint knew {size}")
             if found > size:
@@ -61,10 +65,7 @@ class Logs:
         try:
             return dict(json.loads(line))
         except (TypeError, ValueError):
-            raise BadInput(f"{self._path(log)}: line {number} is damaged") from None
-
-    def _path(self, log: str) -> Path:
-        return self._folder / f"{log}.jsonl"
+            raise BadInput(f"{self.path(log)}: line {number} is damaged") from None
 
 
 def _finite(value: Any) -> Any:

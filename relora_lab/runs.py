@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from relora_lab import config, files
+from relora_lab import checkpoints, config, files
 from relora_lab.errors import BadInput, FolderHeld, Interrupted, require, why
 from relora_lab.logs import Logs
 from relora_lab.settings import RunConfig, check_name
@@ -199,50 +199,27 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any]) -> None:
-        """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
-        logs = self.logs.sync()
-        self.checkpoints.mkdir(exist_ok=True)
-        folder, again = self.checkpoints / f"{step:09d}", 0
-        while folder.exists():  # another state of this step (diverged, say) does not take the first one's place
-            again += 1
-            folder = folder.with_name(f"{step:09d}-{again}")
-        with files.new_folder(folder) as making:
-            for name, named in tensors.items():
-                files.write_tensors(making / f"{name}.safetensors", named)
-            hashes = {path.name: files.sha256(path) for path in sorted(making.iterdir())}
-            files.write_json(making / "state.json", {"step": step, **facts, "logs": logs, "sha256": hashes})
-        for older in self._checkpoints():
-            if older != folder:
-                shutil.rmtree(older)
+        """Make this the newest complete state, with the logs as they are."""
+        checkpoints.save(self.checkpoints, step, tensors, {**facts, "logs": self.logs.sync()})
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest complete state, logs cut back to it; None (and no logs) where there is none yet."""
-        from safetensors.torch import load_file
-
-        if not self._checkpoints():
+        if not self.has_checkpoint:
             self.logs.cut({})
             return None
-        folder = self._checkpoints()[-1]
-        facts = json.loads((folder / "state.json").read_text())
-        for name, expected in facts["sha256"].items():
-            require(files.sha256(folder / name) == expected, f"{folder / name}: is damaged (sha256 differs)")
+        tensors, facts = checkpoints.load(checkpoints.states(self.checkpoints)[-1])
         self.logs.cut(facts["logs"])
-        named = {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
-        return named, facts
+        return tensors, facts
 
     @property
     def has_checkpoint(self) -> bool:
         """Is there a state to go on from?"""
-        return bool(self._checkpoints())
+        return bool(checkpoints.states(self.checkpoints))
 
     @property
     def checkpoint_step(self) -> int:
         """The step of that state; 0 without one."""
-        found = self._checkpoints()
-        return int(found[-1].name.partition("-")[0]) if found else 0
-
-    def _checkpoints(self) -> list[Path]:
-        return sorted(path for path in self.checkpoints.glob("*") if path.name[0].isdigit())
+        return max(map(checkpoints.step_of, checkpoints.states(self.checkpoints)), default=0)
 
     def adopt(self, stage: RunFolder) -> None:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
@@ -253,7 +230,7 @@ class RunFolder:
         if reference == self.config.training.reference and (stage.path / "warm_start").exists():
             self._link_folder(stage.path / "warm_start", self.path / "warm_start")
             self.record("warm_start")
-        newest = stage._checkpoints()[-1]
+        newest = checkpoints.states(stage.checkpoints)[-1]
         self.checkpoints.mkdir(exist_ok=True)
         self._link_folder(newest, self.checkpoints / newest.name)
 

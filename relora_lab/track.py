@@ -99,7 +99,7 @@ class _Run:
     def __init__(self, kind: Kind, folder: RunFolder) -> None:
         self._kind, self._folder = kind, folder
         self._to: _TensorBoard | _Wandb | None = None
-        self._lines = {log: _Lines(folder.path / f"{log}.jsonl") for log in FOLLOWED}
+        self._lines = {log: _Lines(folder.logs.path(log)) for log in FOLLOWED}
         self._sent: dict[str, int] = {}  # the last step of each log
 
     def update(self, last: bool) -> bool:

@@ -10,8 +10,9 @@ from conftest import changed
 
 from relora_lab import sizes, status
 from relora_lab.errors import Interrupted
-from relora_lab.launch import local
+from relora_lab.launch import jobs, local
 from relora_lab.runs import RunFolder
+from relora_lab.workspace import stage_folders
 
 
 def test_cells_are_trained_a_failing_one_is_named_and_done_ones_are_left_alone(tmp_path, tiny):
@@ -30,6 +31,75 @@ def test_cells_are_trained_a_failing_one_is_named_and_done_ones_are_left_alone(t
     before = (tmp_path / "runs" / "ok0" / "status.json").stat().st_mtime_ns
     assert local.launch(cells, tmp_path / "runs", workers=1) == {}
     assert (tmp_path / "runs" / "ok0" / "status.json").stat().st_mtime_ns == before
+
+
+def test_a_cell_that_another_process_holds_is_waited_for_and_then_trained(tmp_path, tiny):
+    cells = {
+        name: changed(tiny) if name == "held" else changed(tiny, training={"seed": 1}) for name in ("held", "free")
+    }
+    RunFolder(tmp_path / "held").make()
+    with RunFolder(tmp_path / "held").lock():
+        training = threading.Thread(target=local.launch, args=(cells, tmp_path), kwargs={"workers": 2})
+        training.start()
+        wait_until(lambda: RunFolder(tmp_path / "free").state == "finished")
+        time.sleep(1.5)  # it is tried again meanwhile
+        assert not RunFolder(tmp_path / "held").started
+    training.join(60)
+    assert RunFolder(tmp_path / "held").state == "finished"
+
+
+def test_a_stage_that_fails_takes_its_cells_with_it_and_no_others(tmp_path, tiny):
+    scratch = {"name": "lora", "rank": 2}
+    cells = {"warm": changed(tiny), "scratch": changed(tiny, method=scratch, training={"warm_start": 0})}
+    (tmp_path / ".stages").write_text("in the way")
+    failures = local.launch(cells, tmp_path, workers=1)
+    assert failures.keys() == {"warm"}
+    status = RunFolder(tmp_path / "warm").status
+    assert (status["state"], status["reason"]) == ("failed", failures["warm"])
+    assert RunFolder(tmp_path / "scratch").state == "finished"
+
+    (tmp_path / ".stages").unlink()
+    assert local.launch(cells, tmp_path, workers=1) == {}
+    assert RunFolder(tmp_path / "warm").state == "finished"
+
+
+def test_a_worker_that_is_killed_more_often_than_a_job_may_die_loses_nothing_while_it_gets_on(tmp_path, tiny):
+    training = {"warm_start": 0, "reference_step": 2000, "steps": 2001, "checkpoint_every": 50}
+    cells = {"full": changed(tiny, method={"name": "full"}, training=training)}  # all of it is one stage
+    grid_thread = threading.Thread(target=local.launch, args=(cells, tmp_path), kwargs={"workers": 1})
+    grid_thread.start()
+    for death in range(jobs.DEATHS + 2):
+        stage = wait_until(lambda: next(iter(stage_folders(tmp_path)), None))
+        wait_until(lambda: stage.checkpoint_step >= 50 * (death + 1) and stage.held)  # noqa: B023
+        os.kill(stage.status["process"], signal.SIGKILL)
+    grid_thread.join(120)
+    assert RunFolder(tmp_path / "full").state == "finished"
+
+
+def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(tmp_path, tiny):
+    cells = {"cell": changed(tiny, training={"steps": 5000})}
+    run_folder = RunFolder(tmp_path / "cell")
+
+    def stop_twice():
+        wait_until(lambda: run_folder.state == "running")
+        os.kill(run_folder.status["process"], signal.SIGSTOP)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=stop_twice).start()
+    with pytest.raises(Interrupted):
+        local.launch(cells, tmp_path, workers=1)
+    assert not run_folder.held
+
+
+def wait_until(condition, seconds=60):
+    """What the condition gives, as soon as it holds."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
 
 
 def test_a_stopped_grid_starts_no_further_run(tmp_path, tiny):

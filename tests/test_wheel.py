@@ -72,4 +72,7 @@ def test_it_works_in_a_fresh_environment_beside_folders_of_the_same_names(wheel,
         assert demo.poll() is None, demo.stderr.read()
     finally:
         demo.send_signal(signal.SIGTERM)
-        assert demo.wait(60) == 128 + signal.SIGTERM  # its workers have saved their state and ended
+        try:
+            assert demo.wait(60) == 128 + signal.SIGTERM  # its workers have saved their state and ended
+        finally:
+            demo.kill()

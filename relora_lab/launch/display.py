@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Self
+from contextlib import suppress
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from relora_lab.errors import printable
+from relora_lab.errors import BadInput, printable
 from relora_lab.launch.jobs import Job, saved
 from relora_lab.launch.pool import Hand
 from relora_lab.runs import RunFolder
@@ -74,7 +75,7 @@ class Display:
                 continue
             if hand.job.kind == "tokens":
                 self._line(hand.job, 0, "reading the text")
-            found = hand.folder.status if hand.folder else {}
+            found = _status(hand.folder)
             if found.get("state") == "running" and "loss" in found:
                 done += max(0, found["step"] - hand.job.start)
                 self._line(
@@ -94,3 +95,10 @@ class Display:
 
     def _count(self) -> str:
         return f"{self._ended}/{self._cells} cells"
+
+
+def _status(folder: RunFolder | None) -> dict[str, Any]:
+    """What a folder says of itself; nothing if that cannot be read, which is its worker's to say."""
+    with suppress(BadInput):
+        return folder.status if folder else {}
+    return {}

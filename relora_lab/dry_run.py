@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from relora_lab import status
+from relora_lab import sizes, status
 from relora_lab.launch import jobs
 from relora_lab.memory.phases import peak
 from relora_lab.settings import RunConfig
@@ -60,8 +60,6 @@ def _row(
     seeds = ",".join(str(config.training.seed) for _, config in cells)
     total, trained, memory = "–", "–", "–"
     if vocabulary:
-        from relora_lab import sizes
-
         total = f"{sizes.count_parameters(config.model.shape, vocab_size=vocabulary)[0]:,}"
         trained, memory = f"{config.method.trained(config.model.shape, vocabulary):,}", _bytes(peak(config)[1].total)
     own = [job for job in left if job.key in dict(cells)]

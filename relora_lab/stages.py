@@ -106,14 +106,14 @@ def plan(cells: Mapping[str, RunConfig]) -> dict[str, Stage]:
     sharing = Counter(keys.values())
     wanted = {keys[name, step] for name, config in cells.items() for step in cuts(config)}
     wanted |= {key for (name, step), key in keys.items() if step == ends[name] and sharing[key] > 1}
-    found: dict[str, list[str]] = {}
-    of_cell = {name: [step for step in steps if keys.get((name, step)) in wanted] for name in cells}
-    begun: dict[str, tuple[RunConfig, tuple[int, ...]]] = {}
+    found: dict[str, Stage] = {}
     for name, config in cells.items():
-        for number, step in enumerate(of_cell[name], 1):
-            found.setdefault(keys[name, step], []).append(name)
-            begun.setdefault(keys[name, step], (stage_config(config, step), tuple(of_cell[name][:number])))
-    return {key: Stage(config, ends_at, tuple(found[key])) for key, (config, ends_at) in begun.items()}
+        ends_at = [step for step in steps if keys.get((name, step)) in wanted]
+        for number, step in enumerate(ends_at, 1):
+            key = keys[name, step]
+            stage = found.get(key) or Stage(stage_config(config, step), tuple(ends_at[:number]), ())
+            found[key] = replace(stage, cells=(*stage.cells, name))
+    return found
 
 
 def by_cell(plan: Mapping[str, Stage]) -> dict[str, list[str]]:

@@ -1,7 +1,10 @@
 """Runs in worker processes: a failing cell does not stop the others, and is named."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -91,6 +94,21 @@ def test_a_second_signal_does_not_wait_for_a_worker_that_hangs(tmp_path, tiny):
     with pytest.raises(Interrupted):
         local.launch(cells, tmp_path, workers=1)
     assert not run_folder.held
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path, tiny):
+    script = """
+import json, sys
+from pathlib import Path
+from relora_lab import config
+from relora_lab.launch import local
+local.launch({"cell": config.parse(json.loads(sys.argv[1]))}, Path(sys.argv[2]), workers=1)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, tmp_path / "script.py", json.dumps(tiny), tmp_path / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "needs its call under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
 
 
 def wait_until(condition, seconds=60):

@@ -111,8 +111,8 @@ def _trained_and_reported(cells: "dict[str, RunConfig]", out: Path, workers: int
         failures = local.launch(cells, out, workers=workers, title=title)
     print(status.summary(runs))
     print(f"\nThe runs are in {out}.")
-    for name, reason in failures.items():
-        say(f"{name}: {reason}")
+    if failures:
+        say(f"{len(failures)} of {len(cells)} cells failed; the same command tries them again")
     ended = tuple(run.path for run in runs if run.ended)
     try:
         reported = report(ended, out / "report") if ended else DONE

@@ -31,9 +31,9 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     compared = differences(runs, measured["label"], less)
     printed = paper.table("P1", "Table 6")["perplexity"]
     words = [paper.toggles_in_words(run) for _, run in first.iterrows()]
-    columns = ["n", "perplexity", "perplexity_error", "remark"]
-    parts = [measured[["label"]], first[list(TOGGLES)], measured[columns], compared]
-    return pd.concat([*parts, printed.reindex(words).reset_index(drop=True).rename("P1 perplexity")], axis=1)
+    parts = [measured[["label"]], first[list(TOGGLES)], measured[["n", "perplexity", "perplexity_error"]], compared]
+    printed = printed.reindex(words).reset_index(drop=True).rename("P1 perplexity")
+    return pd.concat([*parts, printed, measured["remark"]], axis=1)
 
 
 def note(frame: pd.DataFrame) -> str:

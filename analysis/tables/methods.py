@@ -6,6 +6,7 @@ from analysis.statistics import summarise
 from analysis.tables import ablation
 
 ORDER = 3
+OPTIONAL = True
 NOTE = (
     "Mean ± standard error over the n seeds that finished. difference: held-out loss (nats) less that of ReLoRA (the "
     "row under less), paired by seed; interval: its 95 % t interval; bootstrap: its 95 % percentile bootstrap "

@@ -20,5 +20,5 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     about["trained"] = about["trained"].astype("Int64")
     rows = [paper.row_of(run) for _, run in first.loc[measured["label"]].iterrows()]
     printed = paper.table("P1", "Table 2").reindex(rows).reset_index(drop=True).add_prefix("P1 ")
-    columns = ["n", "perplexity", "perplexity_error", "loss", "loss_error", "remark"]
-    return pd.concat([measured[["label"]], about, measured[columns], printed], axis=1)
+    columns = ["n", "perplexity", "perplexity_error", "loss", "loss_error"]
+    return pd.concat([measured[["label"]], about, measured[columns], printed, measured["remark"]], axis=1)

@@ -2,12 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors import safe_open
 
-from experiments.benchmarks import spectrum, throughput
+from experiments.benchmarks import grid, spectrum, throughput
 from relora_lab import sizes
 
 
@@ -89,3 +92,13 @@ def test_memory_of_spectrum_is_that_of_a_process_of_its_own(monkeypatch):
     (row,) = spectrum.rows(spectrum.parse(["--size", "9M", "--only", "memory", "--layers", "1"]))
     assert row["verdict"] == "ok"
     assert 0 < row["ours"] < 100
+
+
+def test_grid_measures_cells_that_do_nothing(capsys):
+    """In a process of its own: whoever forks workers here forks them from a server that has imported other things."""
+    command = [sys.executable, "-m", "experiments.benchmarks.grid", "--cells", "20", "--many", "60"]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
+    assert ["20 no-op cells" in lines[0], "20 ended cells" in lines[1], "60 cells" in lines[2]] == [True] * 3
+    assert grid.verdict({"no-op": 0.01, "status": 2.1}, 20, 60) == 1
+    assert ["MISSED" in line for line in capsys.readouterr().out.splitlines()] == [False, True]
+    assert grid.verdict({"no-op": 0.01, "status": 1.9}, 20, 60) == 0

@@ -47,7 +47,7 @@ def test_the_settings_are_settings():
 def test_the_grid_is_a_grid():
     declared = re.search(r"```toml grid\n(.*?)```", README, re.DOTALL).group(1)
     assert list(grid.cells(declared, seeds=[0])) == [
-        *(f"relora-rank{rank}-{reset}-seed0" for rank in (1, 2, 4) for reset in ("pruned", "zeroed")),
+        *(f"rank{rank}-{reset}-seed0" for rank in (1, 2, 4) for reset in ("pruned", "zeroed")),
         "full-seed0",
     ]
     assert len(grid.cells(declared, profile="long")) == 7

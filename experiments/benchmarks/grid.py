@@ -4,6 +4,7 @@ Prints the time a cell of a grid of cells whose work is nothing (with the worker
 that has ended, and of `relora-lab status` on a large one (a process of its own). Exits 1 if a limit is not held.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,8 @@ from relora_lab.launch import local, worker
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
-CELLS, MANY, WORKERS = 1_000, 10_000, 2
-LIMITS = {"no-op": 0.050, "ended": 0.050, "status": 2.0}
+WORKERS = 2
+LIMITS = {"no-op": 0.050, "ended": 0.050, "status": 2.0}  # seconds
 GRID = """
 [base.model]
 size = "demo"
@@ -32,23 +33,34 @@ method = { name = "lora", rank = 2 }
 """
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Measure, print, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=1_000, help="of the two grids that are gone through")
+    parser.add_argument("--many", type=int, default=10_000, help="cells of the grid whose status is asked for")
+    given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        out, cells = Path(folder), grid.cells(GRID, range(CELLS // 2))
+        out, cells = Path(folder), grid.cells(GRID, range(given.cells // 2))
         worker.PRELOAD.append("experiments.benchmarks.idle_jobs")
-        found = {"no-op": _seconds(lambda: local.launch(cells, out / "idle", workers=WORKERS)) / CELLS}
+        found = {"no-op": _seconds(lambda: local.launch(cells, out / "idle", workers=WORKERS)) / given.cells}
         _pretend(cells, out / "ended")
-        found["ended"] = _seconds(lambda: local.launch(cells, out / "ended", workers=WORKERS)) / CELLS
-        many = grid.cells(GRID, range(MANY // 2))
-        _pretend(many, out / "many")
+        found["ended"] = _seconds(lambda: local.launch(cells, out / "ended", workers=WORKERS)) / given.cells
+        _pretend(grid.cells(GRID, range(given.many // 2)), out / "many")
         look = [sys.executable, "-m", "relora_lab", "status", str(out / "many")]
         found["status"] = _seconds(lambda: subprocess.run(look, check=True, stdout=subprocess.DEVNULL))
-    unit = {"no-op": f"a cell, {CELLS:,} no-op cells", "ended": f"a cell, {CELLS:,} ended cells"}
+    return verdict(found, given.cells, given.many)
+
+
+def verdict(found: dict[str, float], cells: int, many: int) -> int:
+    """Print the seconds found beside their limits; 1 if one is not held."""
+    what = {
+        "no-op": f"a cell, {cells:,} no-op cells",
+        "ended": f"a cell, {cells:,} ended cells",
+        "status": f"for status on {many:,} cells",
+    }
     for name, seconds in found.items():
         held = "" if seconds <= LIMITS[name] else "  MISSED"
-        what = unit.get(name, f"for status on {MANY:,} cells")
-        print(f"{1000 * seconds:8.1f} ms {what} (limit {1000 * LIMITS[name]:,.0f} ms){held}")
+        print(f"{1000 * seconds:8.1f} ms {what[name]} (limit {1000 * LIMITS[name]:,.0f} ms){held}")
     return int(any(seconds > LIMITS[name] for name, seconds in found.items()))
 
 

@@ -86,6 +86,32 @@ def cells(text: str, seeds: Sequence[int] = (), profile: str | None = None) -> d
     return found
 
 
+def notes(cells: Mapping[str, RunConfig]) -> Iterator[str]:
+    """What a grid may not mean, a line each: full runs that share nothing, and rows that are no one table."""
+    longest = max((cell.training.warm_start for cell in cells.values()), default=0)
+    apart = [name for name, cell in cells.items() if cell.method_name == "full" and cell.training.reference == 0]
+    if longest and apart:
+        yield (
+            f"{apart[0]}: its ΔW counts from step 0, so it shares no beginning with the warm starts; with "
+            f"training.reference_step = {longest} it would"
+        )
+    seen = {
+        name: {
+            "training.steps": cell.training.steps,
+            "tokens": cell.training.steps * cell.data.batch_size * cell.data.sequence_length,
+            "data.corpus": (cell.data.dataset, cell.data.subset, cell.data.corpus),
+            "data.tokenizer": (cell.data.tokenizer, cell.data.vocabulary),
+        }
+        for name, cell in cells.items()
+    }
+    first, *others = seen.items()
+    for name, facts in others:
+        differing = [what for what, value in facts.items() if value != first[1][what]]
+        if differing:
+            yield f"{first[0]} and {name} differ in {differing[0]}, so no one table or report can have both"
+            return
+
+
 def _parts(text: str) -> dict[str, Any]:
     """The grid as TOML has it, if all its parts, and those of its profiles, are what they must be."""
     try:
@@ -219,29 +245,3 @@ def _merge(*tables: Mapping[str, Any]) -> dict[str, Any]:
             under = merged.get(name)
             merged[name] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return merged
-
-
-def notes(cells: Mapping[str, RunConfig]) -> Iterator[str]:
-    """What a grid may not mean, a line each: full runs that share nothing, and rows that are no one table."""
-    longest = max((cell.training.warm_start for cell in cells.values()), default=0)
-    apart = [name for name, cell in cells.items() if cell.method_name == "full" and cell.training.reference == 0]
-    if longest and apart:
-        yield (
-            f"{apart[0]}: its ΔW counts from step 0, so it shares no beginning with the warm starts; with "
-            f"training.reference_step = {longest} it would"
-        )
-    seen = {
-        name: {
-            "training.steps": cell.training.steps,
-            "tokens": cell.training.steps * cell.data.batch_size * cell.data.sequence_length,
-            "data.corpus": (cell.data.dataset, cell.data.subset, cell.data.corpus),
-            "data.tokenizer": (cell.data.tokenizer, cell.data.vocabulary),
-        }
-        for name, cell in cells.items()
-    }
-    first, *others = seen.items()
-    for name, facts in others:
-        differing = [what for what, value in facts.items() if value != first[1][what]]
-        if differing:
-            yield f"{first[0]} and {name} differ in {differing[0]}, so no one table or report can have both"
-            return

@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -323,3 +325,24 @@ def test_documents_are_not_held_in_memory(tmp_path, monkeypatch):
     limits = {"train": None, "held_out": None}
     data._make(Data(), found, limits, tmp_path, 8)
     assert (tmp_path / "train.bin").stat().st_size == sum(len(f"document {n} " * 10) + 1 for n in range(200))
+
+
+def test_of_several_who_want_the_same_tokens_one_makes_them(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("some text, long enough " * 50)
+    key_folder = data.open_corpus(str(tmp_path / "text.txt"), tmp_path / "tokens", sequence_length=8).folder
+    cache = tmp_path / "again"
+    cache.mkdir()
+    (cache / f".{key_folder.name}-killed").mkdir()  # what a killed process left
+    made, make = [], data._make
+
+    def slowly(*arguments):
+        made.append(arguments)
+        time.sleep(0.3)
+        make(*arguments)
+
+    monkeypatch.setattr(data, "_make", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(data.open_corpus, str(tmp_path / "text.txt"), cache, sequence_length=8) for _ in range(3)]
+    assert len({job.result().text_sha256 for job in jobs}) == 1
+    assert len(made) == 1
+    assert [path.name for path in cache.iterdir()] == [key_folder.name]

@@ -493,3 +493,28 @@ def test_the_methods_have_p2s_settings():
         if settings.low_rank and settings.low_rank.merges:
             assert settings.low_rank.restart_every == (10_000 if "10k" in row else 2500)
             assert settings.training.warm_start == (0 if row.endswith("scratch") else 5000)
+
+
+def test_a_full_run_that_could_share_and_rows_that_are_no_one_table_are_noted():
+    warm = """
+    [base.model]
+    size = "demo"
+    [base.training]
+    steps = 100
+    [base.optimizer]
+    lr = 1e-3
+    [rows.full]
+    method.name = "full"
+    [rows.lora]
+    method = { name = "lora", rank = 2 }
+    training.warm_start = 30
+    """
+    (shares,) = grid.notes(grid.cells(warm))
+    assert shares.startswith("full-seed0: its ΔW counts from step 0")
+    assert "training.reference_step = 30" in shares
+    with_reference = warm.replace('method.name = "full"', 'method.name = "full"\ntraining.reference_step = 30')
+    assert list(grid.notes(grid.cells(with_reference))) == []
+    longer = with_reference.replace("training.warm_start = 30", "training = { warm_start = 30, steps = 200 }")
+    assert list(grid.notes(grid.cells(longer))) == [
+        "full-seed0 and lora-seed0 differ in training.steps, so no one table or report can have both"
+    ]

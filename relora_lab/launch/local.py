@@ -30,7 +30,7 @@ def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int, title: st
     status.declare(cells, plan, out)
     found = jobs.of_grid(cells, plan, out)
     schedule, display = Schedule(found), Display(title, cells, found)
-    with process.signals() as received, _pool(min(workers, len(found)), out, received) as pool, display:
+    with process.signals() as received, display, _pool(min(workers, len(found)), out, received) as pool:
         while schedule.left and not received:
             _give_out(schedule, pool)
             for hand, outcome in pool.outcomes(timeout=0.5):

@@ -6,7 +6,6 @@ share, below .stages/) is a run folder too: that of a full-rank run that stops e
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from relora_lab import checkpoints, config, files
+from relora_lab import checkpoints, config, cycle_files, files
+from relora_lab.cycle_files import Pair
 from relora_lab.errors import BadInput, FolderHeld, Interrupted, require, why
 from relora_lab.logs import Logs
 from relora_lab.settings import RunConfig, check_name
@@ -27,7 +27,6 @@ from relora_lab.settings import RunConfig, check_name
 if TYPE_CHECKING:  # who looks at the state of runs does not wait for torch
     from torch import Tensor
 
-Pair = tuple["Tensor", "Tensor", float]  # B (out, r), A (r, in), sign × scale
 
 MAY_CHANGE = ("training.threads", "training.device", "training.checkpoint_every")
 
@@ -280,22 +279,12 @@ class RunFolder:
 
     def write_cycle(self, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapping[str, Any]) -> None:
         """Store a cycle's change of each merged matrix as signed factor pairs, and what happened at its end."""
-        folder = self.path / "cycles"
-        folder.mkdir(exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        scales: dict[str, float] = {}
-        for matrix, found in pairs.items():
-            for number, (B, A, scale) in enumerate(found):
-                tensors |= {f"{matrix}.{number}.B": B, f"{matrix}.{number}.A": A}
-                scales[f"{matrix}.{number}"] = scale
-        files.write_tensors(folder / f"{cycle:04d}.safetensors", tensors)
-        files.write_json(folder / f"{cycle:04d}.json", {**facts, "scales": scales})
-        self.record(f"cycles/{cycle:04d}.safetensors", f"cycles/{cycle:04d}.json")
+        cycle_files.write(self._cycles, cycle, pairs, facts)
+        self.record(*(f"cycles/{path.name}" for path in cycle_files.paths(self._cycles, cycle)))
 
     def cycle_facts(self, *, since: int = -1) -> list[dict[str, Any]]:
         """What happened at the end of each cycle that ends after step `since`; "scales" has a key a factor pair."""
-        found = [json.loads(path.read_text()) for path in sorted(self.path.glob("cycles/*.json"))]
-        return [facts for facts in found if facts.get("end", 0) > since]
+        return [facts for facts in cycle_files.facts(self._cycles) if facts.get("end", 0) > since]
 
     def cycles(self, *, since: int = -1) -> Iterator[tuple[dict[str, list[Pair]], dict[str, Any]]]:
         """(pairs by matrix, facts) of the cycles that end after step `since`, in order.
@@ -306,28 +295,24 @@ class RunFolder:
             pairs = {matrix: list(self.pairs(matrix, [facts])) for matrix in self.factored_matrices([facts])}
             yield pairs, {name: fact for name, fact in facts.items() if name != "scales"}
 
-    @staticmethod
-    def factored_matrices(cycles: list[dict[str, Any]]) -> list[str]:
-        """Names of the matrices of which `cycles` (from cycle_facts) hold factor pairs."""
-        return list(dict.fromkeys(key.rpartition(".")[0] for facts in cycles for key in facts["scales"]))
+    factored_matrices = staticmethod(cycle_files.matrices)
 
     def pairs(self, matrix: str, cycles: list[dict[str, Any]]) -> Iterator[Pair]:
         """Signed factor pairs of one matrix over `cycles` (from cycle_facts), one at a time from the files."""
-        for facts in cycles:
-            with safe_open(self.cycle_files(facts)[0], "pt") as file:
-                for key, scale in facts["scales"].items():
-                    if key.rpartition(".")[0] == matrix:
-                        yield file.get_tensor(f"{key}.B"), file.get_tensor(f"{key}.A"), scale
+        return cycle_files.pairs(self._cycles, matrix, cycles)
 
     @property
     def all_cycle_files(self) -> list[Path]:
         """Those of all cycles, in order."""
-        return sorted(self.path.glob("cycles/*"))
+        return sorted(self._cycles.glob("*"))
 
     def cycle_files(self, facts: Mapping[str, Any]) -> tuple[Path, Path]:
         """Where the factor pairs of a cycle (from cycle_facts) are, and its facts."""
-        pairs = self.path / "cycles" / f"{facts['cycle']:04d}.safetensors"
-        return pairs, pairs.with_suffix(".json")
+        return cycle_files.paths(self._cycles, facts["cycle"])
+
+    @property
+    def _cycles(self) -> Path:
+        return self.path / "cycles"
 
     # ---- manifest
 

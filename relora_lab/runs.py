@@ -1,7 +1,7 @@
-"""The run folder: with logs.py, the only module that knows its file names (the README lists them).
+"""The run folder: with logs.py, checkpoints.py and cycle_files.py all that knows its file names (see the README).
 
 Everything a run leaves behind is written here, whole or not at all, and read here. A stage (what several runs
-share, below .stages/) is a run folder too: that of a full-rank run that stops early.
+share, below .stages/) is a run folder too: that of a run that stops early.
 """
 
 from __future__ import annotations

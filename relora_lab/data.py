@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -218,8 +219,9 @@ def _take(texts: Iterator[str], size: int) -> list[str]:
 
 
 def _bar(part: str, total: int | None) -> tqdm:
-    """Progress on stderr if that is a terminal and it takes long."""
-    return tqdm(desc=f"tokens ({part})", total=total, unit="token", unit_scale=True, disable=None, delay=1)
+    """Progress on stderr if that is a terminal and it takes long; a worker's is its driver's to show."""
+    hidden = True if multiprocessing.parent_process() else None
+    return tqdm(desc=f"tokens ({part})", total=total, unit="token", unit_scale=True, disable=hidden, delay=1)
 
 
 def _check_length(kind: str, train: int, held_out: int, sequence_length: int) -> None:

@@ -12,8 +12,6 @@ from relora_lab.stages import Stage
 from relora_lab.status import duration
 
 COLUMNS = ("cells", "method", "size", "parameters", "trained", "memory", "tokens", "updates", "time")
-
-
 Seconds = Callable[[RunConfig, int, int], float | None]  # of the updates of a run from one step to another
 
 

@@ -68,13 +68,8 @@ def needs(config: RunConfig) -> tuple[str, str | None]:
 def check(config: RunConfig) -> None:
     """Raise BadInput for a device or library that the run needs and that is not here."""
     device, codes = needs(config)
-    check_device(device)
     if codes:
         quantise.require_library(codes)
-
-
-def check_device(device: str) -> None:
-    """Raise BadInput for a device that torch does not find here."""
     if device != "cpu":
         count = torch.cuda.device_count()
         number = int(device.partition(":")[2] or 0)

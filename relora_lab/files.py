@@ -122,17 +122,16 @@ def sync(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`; the kernel lets go of it with the process. Raises FolderHeld, naming the holder."""
     with path.open("a+") as file:
-        for again in (True, True, False):  # `is_locked` holds it for a moment
+        for last in (False, False, True):  # `is_locked` holds it for a moment
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if again:
-                    time.sleep(0.01)
-                    continue
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise FolderHeld(f"{path.parent}: is held by {holder}") from None
+                if last:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise FolderHeld(f"{path.parent}: is held by {holder}") from None
+                time.sleep(0.01)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -6,7 +6,7 @@ they find in their folder. The loop is in trainer.py.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from relora_lab import data, environment, process, stages
@@ -23,16 +23,16 @@ def run(
     out: str | Path,
     *,
     resume: bool = False,
-    share: bool = True,
     cuts: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Path:
     """Train a run into the folder `out` and return it. With `resume`, go on from its newest checkpoint.
 
     What the run does at full rank up to its warm start and reference step is trained as stages beside the run
-    folder and shared with other runs; with share=False the run does it alone, to the same bits. A grid has more
-    to share, and gives the `cuts` of its plan. A diverged run is a result: see status.json. Raises BadInput before
-    anything is written, FolderHeld if another process has the folder, Interrupted after a signal (state saved).
+    folder and shared with other runs. `cuts` are the steps where these stages end: a grid has more of them, and with
+    cuts=() the run trains all of it alone, to the same bits. A diverged run is a result: see status.json. Raises
+    BadInput before anything is written, FolderHeld if another process has the folder, Interrupted after a signal
+    (state saved).
     """
     folder = RunFolder(out)
     folder.check(resume=resume)
@@ -45,7 +45,7 @@ def run(
         folder.require_same(config)
         _require_same_corpus(folder, corpus)
         if not folder.ended:
-            cuts = (stages.cuts(config) if cuts is None else cuts) if share else []
+            cuts = stages.cuts(config) if cuts is None else cuts
             _train(config, folder, corpus, runs, cuts, until=config.training.steps, progress=progress)
     return folder.path
 
@@ -55,19 +55,17 @@ def tokens(config: RunConfig, runs: Path) -> Corpus:
     return data.open_corpus(config.data, token_cache(runs), sequence_length=config.data.sequence_length)
 
 
-def stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> None:
+def stage(config: RunConfig, runs: Path, cuts: Sequence[int], tell: Callable[[Path], None]) -> None:
     """Train the stage of `config` up to the last of `cuts`, for the runs below `runs`, unless it is there.
 
-    Raises FolderHeld if another process is at it.
+    `tell` is called with its folder before. Raises FolderHeld if another process is at it.
     """
     environment.check(config)
+    corpus = tokens(config, runs)
+    folder, _ = _place(stages.stage_config(config, cuts[-1]), cuts[-1], corpus, runs)
+    tell(folder.path)
     with process.threads(config.training.threads):
-        _stage(config, tokens(config, runs), runs, cuts, progress=False, wait=False)
-
-
-def folder_of_stage(config: RunConfig, runs: Path, cuts: Sequence[int]) -> RunFolder:
-    """Where that stage is, or will be."""
-    return _place(stages.stage_config(config, cuts[-1]), cuts[-1], tokens(config, runs), runs)[0]
+        _stage(config, corpus, runs, cuts, progress=False, wait=False)
 
 
 def _place(config: RunConfig, cut: int, corpus: Corpus, runs: Path) -> tuple[RunFolder, str]:

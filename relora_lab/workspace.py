@@ -49,10 +49,11 @@ def stages_trained(runs: Path) -> tuple[int, int]:
     """How many updates the stages below `runs` have made, and how many of them are being trained."""
     made, training, begun = 0, 0, dict[str, int]()
     for stage in sorted(stage_folders(runs), key=lambda stage: int(stage.path.name.rpartition("-")[2])):
-        digest, step = stage.path.name.rpartition("-")[0], int(stage.status.get("step", 0))
+        digest, status = stage.path.name.rpartition("-")[0], stage.status
+        step = int(status.get("step", 0))
         made += max(0, step - begun.get(digest, 0))
         begun[digest] = step
-        training += stage.state == "running" and stage.held
+        training += status.get("state") == "running" and stage.held
     return made, training
 
 

@@ -308,17 +308,12 @@ def test_a_grid_is_a_file_or_the_name_of_one_that_comes_along(tmp_path):
 
 
 def test_a_full_run_that_could_share_and_rows_that_are_no_one_table_are_noted():
-    warm = """
-    [base.model]
-    size = "demo"
-    [base.training]
-    steps = 100
-    [base.optimizer]
-    lr = 1e-3
+    warm = f"""
+    {BASE}
     [rows.full]
     method.name = "full"
     [rows.lora]
-    method = { name = "lora", rank = 2 }
+    method = {{ name = "lora", rank = 2 }}
     training.warm_start = 30
     """
     (shares,) = grid.notes(grid.cells(warm))

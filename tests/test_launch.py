@@ -57,8 +57,8 @@ def test_a_stage_that_fails_takes_its_cells_with_it_and_no_others(tmp_path, tiny
     (tmp_path / ".stages").write_text("in the way")
     failures = local.launch(cells, tmp_path, workers=1)
     assert failures.keys() == {"warm"}
-    status = RunFolder(tmp_path / "warm").status
-    assert (status["state"], status["reason"]) == ("failed", failures["warm"])
+    found = RunFolder(tmp_path / "warm").status
+    assert (found["state"], found["reason"]) == ("failed", failures["warm"])
     assert RunFolder(tmp_path / "scratch").state == "finished"
 
     (tmp_path / ".stages").unlink()
@@ -73,7 +73,7 @@ def test_a_worker_that_is_killed_more_often_than_a_job_may_die_loses_nothing_whi
     grid_thread.start()
     for death in range(jobs.DEATHS + 2):
         stage = wait_until(lambda: next(iter(stage_folders(tmp_path)), None))
-        wait_until(lambda: stage.checkpoint_step >= 50 * (death + 1) and stage.held)  # noqa: B023
+        wait_until(trains_from(stage, 50 * (death + 1)))
         os.kill(stage.status["process"], signal.SIGKILL)
     grid_thread.join(120)
     assert RunFolder(tmp_path / "full").state == "finished"
@@ -109,6 +109,24 @@ local.launch({"cell": config.parse(json.loads(sys.argv[1]))}, Path(sys.argv[2]),
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "needs its call under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+def test_a_cell_whose_status_is_damaged_fails_and_no_other(tmp_path, tiny):
+    cells = {f"cell{seed}": changed(tiny, training={"seed": seed}) for seed in (0, 1)}
+    damaged = RunFolder(tmp_path / "cell0")
+    damaged.make()
+    damaged.write_config(cells["cell0"])
+    (damaged.path / "status.json").write_text("{")
+    failures = local.launch(cells, tmp_path, workers=1)
+    assert failures.keys() == {"cell0"}
+    assert "status.json: is damaged" in failures["cell0"]
+    assert "status.json: is damaged" in status.summary([damaged])
+    assert RunFolder(tmp_path / "cell1").state == "finished"
+
+
+def trains_from(run_folder, step):
+    """Does a process train from a state of at least that step?"""
+    return lambda: run_folder.checkpoint_step >= step and run_folder.held
 
 
 def wait_until(condition, seconds=60):

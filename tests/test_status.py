@@ -70,6 +70,17 @@ def test_stages_in_training_count_too(out):
     assert "stages in training: 1." in status.as_text(found)
 
 
+def test_watching_ends_when_all_is_done(out, capsys):
+    for path in (out / "relora-seed3", out / "relora-seed4"):
+        RunFolder(path).make()
+        RunFolder(path).write_status("finished", step=60, steps=60)
+    code, said, _ = run(capsys, "status", out, "--watch")
+    assert code == 0
+    assert "5 cells: 3 finished, 1 failed, 1 diverged." in said
+    lines = [line.split()[0] for line in said.splitlines() if line.startswith("relora")]
+    assert lines[:2] == ["relora-seed2", "relora-seed1"]  # the failed one, the diverged one
+
+
 def test_a_damaged_status_is_a_line_of_its_own_cell(out):
     (out / "relora-seed4").mkdir()
     (out / "relora-seed4" / "status.json").write_text("{")

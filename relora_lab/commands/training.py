@@ -52,7 +52,7 @@ def train(
 
     run = RunFolder(folder)
     with _followed(track, [run]):
-        trainer.run(run_config, folder, resume=resume, share=share, progress=True)
+        trainer.run(run_config, folder, resume=resume, cuts=None if share else (), progress=True)
     print(run.summary())
     return DIVERGED if run.state == "diverged" else DONE
 
@@ -113,7 +113,7 @@ def _trained_and_reported(cells: "dict[str, RunConfig]", out: Path, workers: int
     print(f"\nThe runs are in {out}.")
     if failures:
         say(f"{len(failures)} of {len(cells)} cells failed; the same command tries them again")
-    ended = tuple(run.path for run in runs if run.ended)
+    ended = tuple(out / cell.name for cell in status.of_folder(out).cells if cell.ended and cell.name in cells)
     try:
         reported = report(ended, out / "report") if ended else DONE
     except BadInput as error:

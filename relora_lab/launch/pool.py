@@ -1,7 +1,6 @@
 """Worker processes of this machine, long-lived and forked from a server that has imported all they need."""
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import connection
@@ -31,7 +30,7 @@ class Hand:
         theirs.close()
 
     def begin(self, job: Job) -> None:
-        """Give the worker a job. If it is dead, that shows in `answers`."""
+        """Give the worker a job. If it is dead, that shows in `answer`."""
         self.job, self.folder = job, RunFolder(self._out / job.name) if job.kind == "cell" else None
         with suppress(OSError):
             self.connection.send(job)
@@ -68,14 +67,7 @@ class Pool:
     def __init__(self, count: int, out: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(worker.PRELOAD)
-        before = os.environ.get("TQDM_DISABLE")
-        os.environ["TQDM_DISABLE"] = "1"  # read when the server imports tqdm: progress is the driver's to show
-        try:
-            self.hands = [Hand(context, out) for _ in range(count)]
-        finally:
-            del os.environ["TQDM_DISABLE"]
-            if before is not None:
-                os.environ["TQDM_DISABLE"] = before
+        self.hands = [Hand(context, out) for _ in range(count)]
 
     def outcomes(self, timeout: float) -> Iterator[tuple[Hand, Outcome]]:
         """How jobs went, of the workers that say so within so many seconds."""

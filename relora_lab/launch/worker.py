@@ -67,8 +67,7 @@ def do(job: Job, out: Path, connection: Connection) -> Outcome:
             case "tokens":
                 train.tokens(job.config, out)
             case "stage":
-                connection.send(train.folder_of_stage(job.config, out, job.cuts).path)
-                train.stage(job.config, out, job.cuts)
+                train.stage(job.config, out, job.cuts, connection.send)
             case "cell":
                 train.run(job.config, out / job.name, resume=True, cuts=job.cuts)
     except FolderHeld as held:

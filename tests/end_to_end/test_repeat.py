@@ -52,7 +52,7 @@ def in_child(*arguments):
 def expected(tmp_path_factory):
     """A run that nothing disturbed, without stages."""
     config = changed(tiny_tables())
-    return content(train.run(config, tmp_path_factory.mktemp("undisturbed") / "run", share=False))
+    return content(train.run(config, tmp_path_factory.mktemp("undisturbed") / "run", cuts=()))
 
 
 def test_again_and_through_a_stage(tmp_path, tiny, expected):
@@ -84,7 +84,7 @@ def test_after_kill_9_and_resume(tmp_path, tiny, expected, at):
 def test_after_kill_9_in_other_methods(tmp_path, tiny, method, training):
     config, out = changed(tiny, method=method, training=training), tmp_path / "run"
     assert in_child(config, out, 43, signal.SIGKILL) == -signal.SIGKILL
-    alone = train.run(config, tmp_path / "alone" / "run", share=False)
+    alone = train.run(config, tmp_path / "alone" / "run", cuts=())
     assert content(train.run(config, out, resume=True)) == content(alone)
 
 
@@ -121,13 +121,13 @@ def test_each_full_rank_step_of_several_warm_starts_is_trained_once(tmp_path, ti
     configs = [changed(tiny, training={"warm_start": warm_start}) for warm_start in (10, 24, 31)]
     shared = [train.run(config, tmp_path / f"run{i}") for i, config in enumerate(configs)]
     assert full_rank == list(range(31))
-    alone = [train.run(config, tmp_path / "alone" / f"run{i}", share=False) for i, config in enumerate(configs)]
+    alone = [train.run(config, tmp_path / "alone" / f"run{i}", cuts=()) for i, config in enumerate(configs)]
     assert [content(run) for run in shared] == [content(run) for run in alone]
 
 
 def test_stages_of_a_chain_give_the_bits_of_a_run_without(tmp_path, tiny):
     config = changed(tiny, training={"warm_start": 30, "reference_step": 20})
-    shared, alone = (train.run(config, tmp_path / str(share) / "run", share=share) for share in (True, False))
+    shared, alone = (train.run(config, tmp_path / str(cuts) / "run", cuts=cuts) for cuts in (None, ()))
     assert content(shared) == content(alone)
 
 
@@ -152,7 +152,7 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(tmp_path, tiny,
 def with_snapshots(tmp_path_factory):
     """A run that keeps snapshots, which nothing disturbed, without stages."""
     config = changed(tiny_tables(), training=SNAPSHOTS)
-    return RunFolder(train.run(config, tmp_path_factory.mktemp("snapshots") / "run", share=False))
+    return RunFolder(train.run(config, tmp_path_factory.mktemp("snapshots") / "run", cuts=()))
 
 
 def manifest(folder):
@@ -211,7 +211,7 @@ def test_a_full_rank_run_with_snapshots_begins_with_the_stage_of_the_others(tmp_
     train.run(changed(tiny), tmp_path / "relora")
     training = {"warm_start": 0, "reference_step": 20, "snapshot_every": 10}
     config = changed(tiny, method={"name": "full"}, training=training)
-    shared, alone = (train.run(config, tmp_path / at / "run", share=at == ".") for at in (".", "alone"))
+    shared, alone = (train.run(config, tmp_path / at / "run", cuts=cuts) for at, cuts in ((".", None), ("alone", ())))
     assert len(list(tmp_path.glob(".stages/*"))) == 1
     assert list(RunFolder(shared).snapshots) == [30, 40, 50]
     assert content(shared) == content(alone)

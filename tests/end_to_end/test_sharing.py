@@ -48,7 +48,7 @@ def test_cells_that_begin_together_have_the_bits_they_have_alone(tmp_path, grid)
     for name, config in cells.items():
         cuts = [plan[key].cuts[-1] for key in begins[name]]
         shared = train.run(config, tmp_path / "shared" / name, cuts=cuts)
-        alone = train.run(config, tmp_path / "alone" / name, share=False)
+        alone = train.run(config, tmp_path / "alone" / name, cuts=())
         assert content(shared) == content(alone), name
     assert len(stage_folders(tmp_path / "shared")) == len(plan)
     assert any(stage.config.low_rank and len(stage.cells) > 1 for stage in plan.values())
@@ -63,7 +63,7 @@ def test_a_beginning_that_diverges_is_the_end_of_all_that_share_it(tmp_path):
     plan = stages.plan(cells)
     for name, config in cells.items():
         shared = train.run(config, tmp_path / "shared" / name, cuts=[20, 33])
-        alone = train.run(config, tmp_path / "alone" / name, share=False)
+        alone = train.run(config, tmp_path / "alone" / name, cuts=())
         assert content(shared) == content(alone)
     assert sorted(stage.cuts[-1] for stage in plan.values()) == [20, 33]
     assert {run.state for run in stage_folders(tmp_path / "shared")} == {"finished", "diverged"}

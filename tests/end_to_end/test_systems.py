@@ -240,7 +240,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(tmp_path, ended, name)
 def test_delta_w_counts_from_before_the_wrapping(tmp_path, ended, name):
     """Through a stage, without one, and stopped at that very step: the same reference."""
     expected = content(ended(name).path)
-    alone = train.run(config_of(name), tmp_path / "alone", share=False)
+    alone = train.run(config_of(name), tmp_path / "alone", cuts=())
     assert content(alone) == expected
     assert in_child(config_of(name), tmp_path / "stopped", 20, signal.SIGTERM) == 1
     train.run(config_of(name), tmp_path / "stopped", resume=True)

@@ -329,7 +329,7 @@ def test_an_evaluation_weighs_every_token_alike(tmp_path, tiny):
 def test_the_monitor_knows_the_restarts(tmp_path, tiny, monkeypatch):
     known = []
     monkeypatch.setattr(trainer, "Monitor", lambda *arguments: known.append(arguments[2:]) or Monitor(*arguments))
-    train.run(changed(tiny), tmp_path / "run", share=False)
+    train.run(changed(tiny), tmp_path / "run", cuts=())
     assert [(list(restarts), warmup) for restarts, warmup in known] == [([34, 48], 3)]
 
 
@@ -355,7 +355,7 @@ def test_a_loss_that_is_no_number_is_not_applied(tmp_path, tiny, monkeypatch):
         return found * float("nan") if model.training and next(updates) == 31 else found
 
     monkeypatch.setattr(LanguageModelling, "loss", failing)
-    folder = RunFolder(train.run(changed(tiny), tmp_path / "run", share=False))
+    folder = RunFolder(train.run(changed(tiny), tmp_path / "run", cuts=()))
     assert folder.status["reason"] == "loss of update 31 is nan"
     assert folder.status["step"] == 30 == len(folder.logs.read("metrics"))
     assert torch.isfinite(folder.weight("final", f"{NAMES[0]}.weight")).all()

@@ -189,23 +189,15 @@ def watch(out: Path, *, every: bool = False, seconds: float = 2.0) -> None:
 def summary(runs: Iterable[RunFolder]) -> str:
     """A table of what runs have reached, as text."""
     runs = list(runs)
-    width = max(20, *(len(run.path.name) for run in runs))
+    width = max([20, *(len(run.path.name) for run in runs)])
     lines = [f"{'run':<{width}} {'trained':>11} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
     for run in runs:
-        try:
-            reached = _reached(run)
-        except BadInput as error:
-            reached = str(error)
-        lines.append(f"{run.path.name:<{width}} {reached}")
+        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation or {}
+        perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
+        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(run.status.get('step'), 'd'):>7}"
+        reason = f": {run.status['reason']}" if run.status.get("reason") else ""
+        lines.append(f"{run.path.name:<{width}} {reached}  {run.state}{reason}")
     return "\n".join(lines)
-
-
-def _reached(run: RunFolder) -> str:
-    trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation or {}
-    perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
-    numbers = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(run.status.get('step'), 'd'):>7}"
-    reason = f": {run.status['reason']}" if run.status.get("reason") else ""
-    return f"{numbers}  {run.state}{reason}"
 
 
 def _number(value: float | None, form: str) -> str:

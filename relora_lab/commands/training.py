@@ -109,11 +109,12 @@ def _trained_and_reported(cells: "dict[str, RunConfig]", out: Path, workers: int
     runs = [RunFolder(out / name) for name in cells]
     with _followed(track, runs):
         failures = local.launch(cells, out, workers=workers, title=title)
-    print(status.summary(runs))
+    reached = [cell for cell in status.of_folder(out).cells if cell.name in cells and cell.state != "damaged"]
+    print(status.summary(RunFolder(out / cell.name) for cell in reached))
     print(f"\nThe runs are in {out}.")
     if failures:
         say(f"{len(failures)} of {len(cells)} cells failed; the same command tries them again")
-    ended = tuple(out / cell.name for cell in status.of_folder(out).cells if cell.ended and cell.name in cells)
+    ended = tuple(out / cell.name for cell in reached if cell.ended)
     try:
         reported = report(ended, out / "report") if ended else DONE
     except BadInput as error:

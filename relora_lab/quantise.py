@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from relora_lab.errors import BadInput
+from relora_lab.optional import library
 
 Kind = Literal["int8", "nf4"]
 BLOCK = 64  # weights that share a scale: QLoRA's choice, and the smallest that both codecs have on a GPU
@@ -107,11 +108,7 @@ def require_library(kind: str) -> None:
     """Raise BadInput, with the fix, unless what quantises to `kind` ("int8" or "nf4") is installed."""
     if kind not in ("int8", "nf4"):
         raise BadInput(f"method.quantise = {kind!r}: it is 'int8' or 'nf4'")
-    try:
-        _library()
-    except ImportError:
-        fix = "pip install 'relora-lab[quant]'"
-        raise BadInput(f"method.quantise = {kind!r} needs bitsandbytes, which is not installed: {fix}") from None
+    _library()
 
 
 def _dequantise(codes: Tensor, scales: Tensor, kind: Kind, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -139,7 +136,4 @@ def _code_points(device: torch.device) -> Tensor:
 def _library() -> ModuleType:
     # On the import it warns of a kernel for inference that it could not fetch.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    import bitsandbytes.functional
-
-    module: ModuleType = bitsandbytes.functional
-    return module
+    return library("bitsandbytes.functional", "quant", "method.quantise")

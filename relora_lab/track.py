@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from relora_lab import config
 from relora_lab.errors import BadInput, one_line
+from relora_lab.optional import library
 from relora_lab.runs import MAY_CHANGE, RunFolder
 
 Kind = Literal["tensorboard", "wandb"]
@@ -31,10 +31,7 @@ def require_library(kind: Kind) -> None:
 
     wandb asks for a key, if there is a terminal, where it has none.
     """
-    try:
-        import_module({"tensorboard": "tensorboard.summary", "wandb": "wandb.sdk"}[kind])
-    except ImportError:
-        raise BadInput(f"--track {kind}: needs {kind}; pip install 'relora-lab[{kind}]'") from None
+    library({"tensorboard": "tensorboard.summary", "wandb": "wandb.sdk"}[kind], kind, f"--track {kind}")
     if kind == "wandb":
         import wandb
 

@@ -80,6 +80,11 @@ def read_grid(runs: Path) -> dict[str, Any]:
     return found
 
 
+def jobs_folder(runs: Path) -> Path:
+    """Where workers on other machines leave word for who drives the grid below `runs`."""
+    return runs / ".jobs"
+
+
 def token_cache(runs: Path) -> Path:
     """Where the runs below `runs` keep their token files."""
     return runs / ".tokens"

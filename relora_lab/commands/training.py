@@ -1,7 +1,8 @@
 """Commands that train: one run, or a grid of them; and how far a grid is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from relora_lab.settings import RunConfig
 
 Tracker = Literal["tensorboard", "wandb"] | None
+Place = Literal["local", "ray", "slurm"]
 
 
 def train(
@@ -60,28 +62,34 @@ def train(
 def grid(
     declared: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    workers: int = 2,
+    on: Place = "local",
+    workers: int | None = None,
     seeds: tuple[int, ...] = (),
     profile: str | None = None,
     dry_run: bool = False,
     track: Tracker = None,
+    slurm: tyro.conf.UseAppendAction[list[str]] = [],  # noqa: B006
 ) -> int:
     """Train every run of a grid, then report. Done again, the command goes on where it was stopped.
 
     Args:
         declared: A TOML file of axes, rows and seeds, or the name of one that comes along, like table6.
         out: Folder of the runs and of the report. Default: runs/NAME, or runs/NAME-PROFILE.
-        workers: Processes that train at the same time, one thread each.
+        on: Who trains: processes of this machine, a Ray cluster, or a SLURM queue (docs/scaling.md).
+        workers: Runs that are trained at the same time, or are in the queue (default: 2 here, 100 elsewhere).
         seeds: Seeds in place of the grid's own. Compare runs of one seed: they see the same batches.
         profile: Settings for another machine or model, as the grid declares them: cpu, say, for a laptop.
         dry_run: Only say what would be trained, and what that takes in memory and time.
         track: Show the numbers in TensorBoard (in OUT/.tensorboard) or Weights & Biases too.
+        slurm: What SLURM is asked for, like partition=long or time=600 (minutes). Can be given more than once.
     """
     from relora_lab import grid as grids
     from relora_lab import stages
     from relora_lab.errors import require
 
+    workers = workers if workers is not None else 2 if on == "local" else 100
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
+    options = _options(on, slurm)
     cells = grids.cells(grids.read(declared), seeds, profile)
     title = declared.stem + (f"-{profile}" if profile else "")
     out = Path("runs") / title if out is None else out
@@ -95,20 +103,48 @@ def grid(
 
         print(as_text(cells, stages.plan(cells), out, workers=workers, seconds=Pace().seconds))
         return DONE
-    return _trained_and_reported(cells, out, workers, title, track)
+    launch = partial(_engine(on, cells, options), workers=workers, title=title)
+    return _trained_and_reported(cells, out, launch, track)
 
 
-def _trained_and_reported(cells: "dict[str, RunConfig]", out: Path, workers: int, title: str, track: Tracker) -> int:
-    from relora_lab import environment, status
-    from relora_lab.errors import BadInput
+def _options(on: Place, given: list[str]) -> dict[str, str]:
+    from relora_lab.errors import require
+
+    require(not given or on == "slurm", "--slurm: is for --on slurm")
+    for option in given:
+        require("=" in option, f"--slurm {option}: is not of the form name=value, like time=600")
+    return dict(option.split("=", 1) for option in given)
+
+
+def _engine(on: Place, cells: "dict[str, RunConfig]", options: dict[str, str]) -> Callable[..., dict[str, str]]:
+    """What launches the cells; checked is what they need of this machine, if they are trained here."""
+    match on:
+        case "ray":
+            from relora_lab.launch import ray
+
+            return ray.launch
+        case "slurm":
+            from relora_lab.launch import slurm
+
+            return partial(slurm.launch, options=options)
+    from relora_lab import environment
     from relora_lab.launch import local
-    from relora_lab.runs import RunFolder
 
     for config in {environment.needs(cell): cell for cell in cells.values()}.values():
         environment.check(config)
+    return local.launch
+
+
+def _trained_and_reported(
+    cells: "dict[str, RunConfig]", out: Path, launch: Callable[..., dict[str, str]], track: Tracker
+) -> int:
+    from relora_lab import status
+    from relora_lab.errors import BadInput
+    from relora_lab.runs import RunFolder
+
     runs = [RunFolder(out / name) for name in cells]
     with _followed(track, runs):
-        failures = local.launch(cells, out, workers=workers, title=title)
+        failures = launch(cells, out)
     reached = [cell for cell in status.of_folder(out).cells if cell.name in cells and cell.state != "damaged"]
     print(status.summary(RunFolder(out / cell.name) for cell in reached))
     print(f"\nThe runs are in {out}.")
@@ -133,7 +169,7 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
         workers: Processes that train at the same time, one thread each.
         seeds: Train the four with each of these seeds (default: 0).
     """
-    return grid(Path("demo"), out, workers, seeds)
+    return grid(Path("demo"), out, workers=workers, seeds=seeds)
 
 
 def status(

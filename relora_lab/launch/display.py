@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from relora_lab.errors import BadInput, printable
+from relora_lab.launch.engine import Task
 from relora_lab.launch.jobs import Job, saved
-from relora_lab.launch.pool import Hand
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.status import duration
@@ -67,20 +67,17 @@ class Display:
         if (line := self._lines.pop(job.key, None)) is not None:
             self._progress.remove_task(line)
 
-    def update(self, hands: Iterable[Hand]) -> None:
+    def update(self, tasks: Iterable[Task]) -> None:
         """Look at what the workers are at."""
         done = self._done
-        for hand in hands:
-            if hand.job is None:
-                continue
-            if hand.job.kind == "tokens":
-                self._line(hand.job, 0, "reading the text")
-            found = _status(hand.folder)
+        for task in tasks:
+            if task.job.kind == "tokens":
+                self._line(task.job, 0, "reading the text")
+            found = _status(task.folder)
             if found.get("state") == "running" and "loss" in found:
-                done += max(0, found["step"] - hand.job.start)
-                self._line(
-                    hand.job, found["step"], f"loss {found['loss']:.3f}, {found['tokens_per_second']:,} tokens/s"
-                )
+                done += max(0, found["step"] - task.job.start)
+                speed = f"{found['tokens_per_second']:,} tokens/s"
+                self._line(task.job, found["step"], f"loss {found['loss']:.3f}, {speed}")
         self._progress.update(self._all, completed=done, total=self._updates, told=self._count())
         if not self._console.is_terminal and time.monotonic() - self._noted > NOTE_SECONDS:
             self._noted = time.monotonic()

@@ -1,89 +1,118 @@
-"""A grid on this machine: gives its jobs to worker processes until none is left."""
+"""A grid on this machine: worker processes, long-lived and forked from a server that has imported all they need."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
-from relora_lab import process, stages, status
-from relora_lab.errors import Interrupted
-from relora_lab.launch import jobs
-from relora_lab.launch.display import Display
-from relora_lab.launch.jobs import Job, Schedule
-from relora_lab.launch.pool import Hand, Pool
-from relora_lab.launch.worker import Outcome
+from relora_lab.launch import engine, worker
+from relora_lab.launch.driver import drive
+from relora_lab.launch.engine import Task
+from relora_lab.launch.jobs import Job
+from relora_lab.launch.worker import Outcome, Ready
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
-LOOK_AGAIN = 1.0  # seconds until a job that another process does is tried again
-
 
 def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int, title: str = "grid") -> dict[str, str]:
-    """Train every cell into out/name, what they share once, going on where each was left.
+    """Train every cell into out/name with so many processes here; see `drive`.
 
-    Returns the failures' reasons by cell. A cell that fails does not stop the others, a diverged one is no failure,
-    and one that another process trains is waited for. Everything that is known lies on disk: driver and workers can
-    be killed at any time, and the same call goes on. Raises BadInput, before anything runs, for a folder that cannot
-    hold the grid and a cell that has begun with other settings; Interrupted after a signal, when every worker has
-    saved its state (a second signal does not wait for that).
+    Of several GPUs "cuda" is one for each process in turn.
     """
-    plan = stages.plan(cells)
-    status.declare(cells, plan, out)
-    found = jobs.of_grid(cells, plan, out)
-    schedule, display = Schedule(found), Display(title, cells, found)
-    with process.signals() as received, display, _pool(min(workers, len(found)), out, received) as pool:
-        while schedule.left and not received:
-            _give_out(schedule, pool)
-            for hand, outcome in pool.outcomes(timeout=0.5):
-                _settle(schedule, hand, outcome, out, display)
-            display.update(pool.hands)
-        if received:
-            display.say("stopping: workers save their state (again to stop without)")
-    if received:
-        raise Interrupted(received[0], "before the last run was done; the same command goes on from here")
-    return {name: reason for name, reason in schedule.failures.items() if name in cells}
+    return drive(cells, Pool(out, workers), title)
 
 
-@contextmanager
-def _pool(count: int, out: Path, received: list[int]) -> Iterator[Pool]:
-    pool = Pool(count, out)
-    try:
-        yield pool
-    finally:
-        pool.stop(received)
+class Pool:
+    """An engine of so many workers, which start as they are needed."""
+
+    def __init__(self, out: Path, workers: int) -> None:
+        self.out, self._workers = out, workers
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(worker.PRELOAD)
+        self._hands: list[Hand] = []
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [hand.task for hand in self._hands if hand.task]
+
+    @property
+    def room(self) -> int:
+        return self._workers - len(self.tasks)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            idle = next((hand for hand in self._hands if not hand.task), None)
+            if idle is None:
+                idle = Hand(self._context, self.out, len(self._hands))
+                self._hands.append(idle)
+            idle.begin(job)
+
+    def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
+        by_connection = {hand.connection: hand for hand in self._hands}
+        for ready in connection.wait(list(by_connection), timeout=0.5):
+            hand = by_connection[ready]
+            if (outcome := hand.answer()) is not None and hand.task:
+                task, hand.task = hand.task, None
+                yield task, outcome
+
+    def stop(self, received: list[int]) -> None:
+        before = len(received)
+        for hand in self._hands:
+            if hand.task:
+                hand.process.terminate()
+            hand.connection.close()
+        while alive := [hand.process for hand in self._hands if hand.process.is_alive()]:
+            connection.wait([process.sentinel for process in alive], timeout=0.5)
+            if len(received) > before:
+                for process in alive:
+                    process.kill()
 
 
-def _give_out(schedule: Schedule, pool: Pool) -> None:
-    for hand in pool.hands:
-        if hand.job is None and (job := schedule.next()) is not None:
-            hand.begin(job)
+class Hand:
+    """A worker process, and what it is at."""
 
+    def __init__(self, context: Any, out: Path, number: int) -> None:
+        self._context, self._out, self._number = context, out, number
+        self.task: Task | None = None
+        self._start_process()
 
-def _settle(schedule: Schedule, hand: Hand, outcome: Outcome, out: Path, display: Display) -> None:
-    """Take note of how a worker's job went."""
-    job, folder = hand.job, hand.folder
-    hand.job = hand.folder = None
-    if job is None:
-        return
-    display.forget(job)
-    if outcome.how == "died":
-        outcome = _after_death(schedule, job, folder.checkpoint_step if folder else 0, display)
-    match outcome.how:
-        case "done":
-            schedule.done(job)
-            display.ended(job, RunFolder(out / job.name))
-        case "failed":
-            for other, reason in schedule.failed(job, outcome.reason):
-                if other.kind == "cell":
-                    RunFolder(out / other.name).note_failure(other.config, reason)
-                    display.failed(other, reason)
-        case "held":
-            schedule.again(job, LOOK_AGAIN)
-        case "stopped":
-            schedule.again(job)
+    def _start_process(self) -> None:
+        self._ready = False
+        self.connection, theirs = self._context.Pipe()
+        arguments = theirs, self._out, self._number
+        self.process = self._context.Process(target=worker.work, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
 
+    def begin(self, job: Job) -> None:
+        """Give the worker a job. If it is dead, that shows in `answer`."""
+        self.task = engine.begun(job, self._out)
+        with suppress(OSError):
+            self.connection.send(job)
 
-def _after_death(schedule: Schedule, job: Job, step: int, display: Display) -> Outcome:
-    if schedule.may_die(job, step):
-        display.say(f"{job.name}: its process was killed; it goes on from step {max(step, job.start)} in another one")
-        return Outcome("stopped")
-    return Outcome("failed", f"its process was killed {jobs.DEATHS} times after step {step}; is memory short?")
+    def answer(self) -> Outcome | None:
+        """What the worker answered; of one that died "died", after another took its place. None is no end yet."""
+        try:
+            said: worker.Answer = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self._replace()
+            return Outcome("died")
+        if isinstance(said, Outcome):
+            return said
+        if isinstance(said, Ready):
+            self._ready = True
+        elif self.task:
+            self.task.folder = RunFolder(said)
+        return None
+
+    def _replace(self) -> None:
+        code = self.process.exitcode
+        if not self._ready and code is not None and code > 0:
+            raise RuntimeError(
+                f"worker processes end (exit {code}) before they begin; a script that trains a grid needs its call "
+                "under if __name__ == '__main__':"
+            )
+        self._start_process()

@@ -1,9 +1,11 @@
-"""What a worker process does: jobs, one after the other, until its driver says that there are no more or is gone."""
+"""How a job is done; and what a worker process of this machine does: jobs, one after the other, until its driver says
+that there are no more or is gone."""
 
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -41,25 +43,29 @@ class Outcome(NamedTuple):
 Answer = Ready | Path | Outcome  # a path is the folder of the stage that is trained
 
 
-def work(connection: Connection, out: Path) -> None:
+def work(connection: Connection, out: Path, number: int) -> None:
     """Do the jobs that come over the connection, for the runs below `out`, and answer each with an Outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver tells who is to stop
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     threading.Thread(target=_stop_with_the_driver, daemon=True).start()
+    _take_gpu(number)
     with suppress(EOFError, BrokenPipeError):  # the driver has no more jobs, or is gone
         connection.send(Ready())
         sound = True
         while sound:
             job: Job = connection.recv()
             try:
-                outcome = do(job, out, connection)
+                outcome = do(job, out, connection.send)
             except Exception as error:
-                outcome, sound = _failed(job, out, error), False  # a GPU's error can outlast the run that it hit
+                outcome, sound = failed(job, out, error), False  # a GPU's error can outlast the run that it hit
             connection.send(outcome)
 
 
-def do(job: Job, out: Path, connection: Connection) -> Outcome:
-    """Do a job; what a person gave wrong makes it fail, and any other exception is raised."""
+def do(job: Job, out: Path, tell: Callable[[Path], None]) -> Outcome:
+    """Do a job; what a person gave wrong makes it fail, and any other exception is raised.
+
+    `tell` is called with the folder of a stage, before it is trained.
+    """
     from relora_lab import train
 
     try:
@@ -67,7 +73,7 @@ def do(job: Job, out: Path, connection: Connection) -> Outcome:
             case "tokens":
                 train.tokens(job.config, out)
             case "stage":
-                train.stage(job.config, out, job.cuts, connection.send)
+                train.stage(job.config, out, job.cuts, tell)
             case "cell":
                 train.run(job.config, out / job.name, resume=True, cuts=job.cuts)
     except FolderHeld as held:
@@ -75,14 +81,23 @@ def do(job: Job, out: Path, connection: Connection) -> Outcome:
     except Interrupted as stop:
         return Outcome("stopped", str(stop))
     except BadInput as error:
-        return _failed(job, out, error)
+        return failed(job, out, error)
     return Outcome("done")
 
 
-def _failed(job: Job, out: Path, error: Exception) -> Outcome:
+def failed(job: Job, out: Path, error: Exception) -> Outcome:
+    """The outcome of a job that an exception ended, which is noted in a cell's folder."""
     if job.kind == "cell":
         RunFolder(out / job.name).note_failure(job.config, why(error))
     return Outcome("failed", why(error))
+
+
+def _take_gpu(number: int) -> None:
+    """Let "cuda" mean another one of the GPUs here for each worker, by its number."""
+    import torch
+
+    if (count := torch.cuda.device_count()) > 1:
+        torch.cuda.set_device(number % count)
 
 
 def _stop_with_the_driver() -> None:

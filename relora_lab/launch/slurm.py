@@ -1,0 +1,143 @@
+"""A grid in a SLURM queue: a job of an array (by submitit) for each of ours. How they go is read from the folder that
+all nodes share, and who is alive from `squeue`, so no accounting database is needed."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from relora_lab.errors import BadInput, one_line
+from relora_lab.launch import engine, remote
+from relora_lab.launch.driver import drive
+from relora_lab.launch.engine import Task
+from relora_lab.launch.jobs import Job
+from relora_lab.launch.worker import Outcome
+from relora_lab.optional import library
+from relora_lab.settings import RunConfig
+
+LOOK = 3.0  # seconds between looks at the queue
+GRACE = 60.0  # until the word of a task that has left the queue must be seen: a network file system takes its time
+
+
+def launch(
+    cells: Mapping[str, RunConfig],
+    out: Path,
+    *,
+    workers: int = 100,
+    options: Mapping[str, str] | None = None,
+    title: str = "grid",
+) -> dict[str, str]:
+    """Train every cell into out/name, at most so many jobs in the queue, and come back when all is done; see `drive`.
+
+    `options` are submitit's parameters for SLURM: partition, time, account, qos, mem, ... What is in the queue goes
+    on without this process, and is taken up again by the same call. Raises BadInput without submitit or sbatch, and
+    for an option that is not known.
+    """
+    return drive(cells, Queue(out, workers, options or {}), title)
+
+
+class Queue:
+    """An engine of so many jobs in the queue, those that wait there included."""
+
+    def __init__(self, out: Path, workers: int, options: Mapping[str, str]) -> None:
+        submitit = library("submitit", "slurm", "--on slurm")
+        self.out, self._workers = out, workers
+        self._words = remote.Words(out)
+        self._tasks: dict[str, Task] = {}  # by SLURM's number of the job
+        self._logs = self._words.folder / "slurm"
+        self._next_look = 0.0
+        self._gone: dict[str, float] = {}  # when a job was first seen to have left the queue without a word
+        try:
+            self._executor = submitit.SlurmExecutor(self._logs)
+            given = {name: int(value) if value.isdecimal() else value for name, value in options.items()}
+            self._executor.update_parameters(**{"time": None, "job_name": out.absolute().name} | given)
+        except RuntimeError:
+            raise BadInput("--on slurm: there is no srun here; is this a machine that submits to SLURM?") from None
+        except ValueError as error:
+            raise BadInput(f"--slurm: {one_line(error)}") from None
+
+    @property
+    def tasks(self) -> list[Task]:
+        return list(self._tasks.values())
+
+    @property
+    def room(self) -> int:
+        return self._workers - len(self._tasks)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            return
+        alive, new = self._alive() or set(), []
+        for job in jobs:
+            if (number := self._words.number(job)) in alive:
+                self._tasks[number] = engine.begun(job, self.out)  # of a driver that is gone, or of another one
+            else:
+                new.append(job)
+        for needed, alike in groupby(sorted(new, key=remote.resources), key=remote.resources):
+            self._submit(list(alike), *needed)
+
+    def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
+        time.sleep(0.5)
+        if time.monotonic() < self._next_look:
+            return
+        alive = self._alive()  # before what they say: who has left by now has said all
+        for number, task in list(self._tasks.items()):
+            outcome = self._words.hear(task)
+            if outcome is None and alive is not None and number not in alive:
+                outcome = self._after_grace(number)
+            if outcome is not None:
+                self._forget(number)
+                yield task, outcome
+        self._next_look = time.monotonic() + LOOK
+
+    def stop(self, received: list[int]) -> None:
+        before = len(received)
+        if signal.SIGHUP in received:  # who hangs up leaves, and the jobs stay
+            return
+        if self._tasks:
+            subprocess.run(["scancel", *self._tasks], check=False, capture_output=True)
+        while self._tasks.keys() & (self._alive() or set()) and len(received) == before:
+            time.sleep(0.5)
+        self._words.close(over=not received)
+
+    def _submit(self, jobs: list[Job], cpus: int, gpus: int) -> None:
+        for job in jobs:
+            self._words.forget(job)
+        self._executor.update_parameters(cpus_per_task=cpus, gpus_per_node=gpus or None)
+        with self._executor.batch():
+            submitted = [self._executor.submit(_do, job, self._words.place) for job in jobs]
+        for job, queued in zip(jobs, submitted, strict=True):
+            self._words.note_number(job, queued.job_id)
+            self._tasks[queued.job_id] = engine.begun(job, self.out)
+
+    def _alive(self) -> set[str] | None:
+        """Numbers of this user's jobs that are in the queue, waiting or running; None if it does not answer."""
+        command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return set(done.stdout.split()) if done.returncode == 0 else None
+
+    def _after_grace(self, number: str) -> Outcome | None:
+        """The outcome of a job that has left the queue without a word, once that has been so for a while."""
+        gone = self._gone.setdefault(number, time.monotonic())
+        if time.monotonic() - gone < GRACE:
+            return None
+        logs = sorted(self._logs.glob(f"{number}_*log.err"))
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = f"its log ends: {lines[-1]}" if lines else f"it left no log; do all nodes see {self._logs}?"
+        return self._words.silent_death(f"SLURM job {number} ended without a result: {said}")
+
+    def _forget(self, number: str) -> None:
+        del self._tasks[number]
+        self._gone.pop(number, None)
+        for path in self._logs.glob(f"{number}_*"):
+            path.unlink(missing_ok=True)
+
+
+def _do(job: Job, place: remote.Place) -> None:
+    """On a node. At scancel and before a time limit a run saves its state; what is no run just ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    remote.do(job, place)

@@ -50,6 +50,7 @@ SIZES = {
     "250M": Size(768, 2560, 16, 24),
     "350M": Size(1024, 2736, 16, 24),
     "1.3B": Size(2048, 5461, 32, 24),
+    "7B": Size(4096, 11008, 32, 32),  # LLaMA's (Touvron et al. 2023, Table 2)
 }
 
 # The full-rank preset nearest in size to what a low-rank run of that size trains (P1 Table 2, "Control").

@@ -22,6 +22,10 @@ def test_counts_of_the_paper(size):
     assert sizes.count_parameters(size) == (PAPER[size][0],) * 2
 
 
+def test_7b_is_llamas():
+    assert sizes.count_parameters("7B")[0] == 6_738_415_616  # as its checkpoints have
+
+
 @pytest.mark.parametrize("size", ["demo", "control:demo", "9M"])
 @pytest.mark.parametrize("rank", [None, 4])
 def test_counts_are_those_of_the_model_built(size, rank):

@@ -2,6 +2,7 @@
 
 Prints the time a cell of a grid of cells whose work is nothing (with the workers' start), of going through a grid
 that has ended, and of `relora-lab status` on a large one (a process of its own). Exits 1 if a limit is not held.
+With --cells 10000 --workers 100, and --on ray, it is a simulation of that cluster on this machine.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from relora_lab.launch import local, worker
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
-WORKERS = 2
 LIMITS = {"no-op": 0.050, "ended": 0.050, "status": 2.0}  # seconds
 GRID = """
 [base.model]
@@ -38,13 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1_000, help="of the two grids that are gone through")
     parser.add_argument("--many", type=int, default=10_000, help="cells of the grid whose status is asked for")
+    parser.add_argument("--on", choices=("local", "ray"), default="local", help="who does what is nothing")
+    parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         out, cells = Path(folder), grid.cells(GRID, range(given.cells // 2))
-        worker.PRELOAD.append("experiments.benchmarks.idle_jobs")
-        found = {"no-op": _seconds(lambda: local.launch(cells, out / "idle", workers=WORKERS)) / given.cells}
+        found = {"no-op": _idle(given.on, cells, out / "idle", given.workers) / given.cells}
         _pretend(cells, out / "ended")
-        found["ended"] = _seconds(lambda: local.launch(cells, out / "ended", workers=WORKERS)) / given.cells
+        found["ended"] = _seconds(lambda: local.launch(cells, out / "ended", workers=given.workers)) / given.cells
         _pretend(grid.cells(GRID, range(given.many // 2)), out / "many")
         look = [sys.executable, "-m", "relora_lab", "status", str(out / "many")]
         found["status"] = _seconds(lambda: subprocess.run(look, check=True, stdout=subprocess.DEVNULL))
@@ -62,6 +63,21 @@ def verdict(found: dict[str, float], cells: int, many: int) -> int:
         held = "" if seconds <= LIMITS[name] else "  MISSED"
         print(f"{1000 * seconds:8.1f} ms {what[name]} (limit {1000 * LIMITS[name]:,.0f} ms){held}")
     return int(any(seconds > LIMITS[name] for name, seconds in found.items()))
+
+
+def _idle(on: str, cells: dict[str, RunConfig], out: Path, workers: int) -> float:
+    """Seconds for cells whose work is nothing."""
+    idle = "experiments.benchmarks.idle_jobs"
+    if on == "local":
+        worker.PRELOAD.append(idle)
+        return _seconds(lambda: local.launch(cells, out, workers=workers))
+    import ray
+
+    from relora_lab.launch import ray as on_ray
+
+    hook = {"worker_process_setup_hook": f"{idle}.begin"}
+    ray.init(num_cpus=workers, log_to_driver=False, include_dashboard=False, runtime_env=hook)
+    return _seconds(lambda: on_ray.launch(cells, out, workers=workers))
 
 
 def _seconds(function: Callable[[], object]) -> float:

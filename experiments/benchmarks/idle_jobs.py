@@ -1,4 +1,4 @@
-"""Imported by the server that workers are forked from: every job is done at once, and nothing of it is left."""
+"""Imported by what workers are forked from, or by a Ray worker: every job is done at once, and leaves nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,10 @@ from relora_lab.launch.worker import Outcome
 
 def _do(job: Job, out: Path, tell: Callable[[Path], None]) -> Outcome:  # noqa: ARG001
     return Outcome("done")
+
+
+def begin() -> None:
+    """Called by a Ray worker as it starts; the import has done it all."""
 
 
 worker.do = _do

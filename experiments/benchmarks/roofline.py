@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.sides import Side
-from relora_lab import sizes
-from relora_lab.costs import merging_pays
+from relora_lab import sizes, work
 from relora_lab.settings import RunConfig
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # rows of the square product that gives the peak rate
@@ -27,16 +26,11 @@ class Rates:
 def matrix_flops(method: str, m: int, n: int, r: int | None, tokens: int) -> int:
     """Of the products of one wrapped matrix (m, n), forward and backward.
 
-    Full rank: y, and the gradients of x and W. Peers: y and the gradient of x with W, and six thin products. ReLoRA:
-    the same where merging does not pay; else W + s·B·A, made once, in place of W, and the factors' gradients either
-    by four thin products or from that of W + s·B·A (forms.py).
+    Low-rank peers: y and the gradient of x with W, and six thin products.
     """
-    if r is None:
-        return 6 * tokens * m * n
-    thin = 2 * tokens * r * (m + n)
-    if method != "relora" or not merging_pays(tokens, m, n):
-        return 4 * tokens * m * n + 3 * thin
-    return 4 * tokens * m * n + 2 * m * n * r + min(2 * thin, 2 * tokens * m * n + 4 * m * n * r)
+    if r is None or method == "relora":
+        return work.matrix_flops(m, n, r, tokens)
+    return 4 * tokens * m * n + 6 * tokens * r * (m + n)
 
 
 def step_flops(side: Side, run: RunConfig, vocabulary: int) -> int:

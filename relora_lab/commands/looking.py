@@ -99,6 +99,7 @@ def plan(
     size: str | None = None,
     rank: int | None = None,
     overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
+    tflops: float | None = None,
     json: bool = False,
 ) -> int:
     """Say how much memory training takes: P2's table of all methods, or with a config file what that run needs here.
@@ -108,18 +109,20 @@ def plan(
         size: Size of the table, without a config file. Default: 350M.
         rank: Rank of the table, without a config file. Default: 256.
         overrides: Replace one setting of the file, like method.rank=4. Can be given more than once.
+        tflops: What a GPU really does in a second, to say how many GPU-hours a config file's run is.
         json: Print unrounded numbers as JSON.
     """
     from relora_lab.errors import require
     from relora_lab.memory import report as reports
 
     if config is None:
-        require(not overrides, "--set: is for a config file, and none is given")
+        require(not overrides and tflops is None, "--set, --tflops: are for a config file, and none is given")
         found = reports.of_paper(size or "350M", 256 if rank is None else rank)
     else:
         from relora_lab.config import load
 
         require(size is None and rank is None, f"--size, --rank: {config} has its own; use --set")
-        found = reports.of_run(load(config, overrides))
+        require(tflops is None or tflops > 0, f"--tflops: must be > 0 (got {tflops})")
+        found = reports.of_run(load(config, overrides), tflops)
     print(found.as_json() if json else found.as_text())
     return DONE

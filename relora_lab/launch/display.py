@@ -16,6 +16,7 @@ from relora_lab.settings import RunConfig
 from relora_lab.status import duration
 
 NOTE_SECONDS = 60.0  # between lines where there is no terminal
+FILES_A_SECOND = 50  # that are read to see what workers are at
 
 
 class Display:
@@ -25,6 +26,7 @@ class Display:
         self._console = Console(stderr=True)
         self._cells = len(cells)
         self._ended = len(cells) - sum(job.kind == "cell" for job in jobs)
+        self._next_look = 0.0
         self._done, self._updates = 0, sum(job.end - job.start for job in jobs)
         self._begun = self._noted = time.monotonic()
         self._lines: dict[str, TaskID] = {}
@@ -68,7 +70,11 @@ class Display:
             self._progress.remove_task(line)
 
     def update(self, tasks: Iterable[Task]) -> None:
-        """Look at what the workers are at."""
+        """Look at what the workers are at, but not too often: many workers' files may lie on a network."""
+        if time.monotonic() < self._next_look:
+            return
+        tasks = list(tasks)
+        self._next_look = time.monotonic() + len(tasks) / FILES_A_SECOND
         done = self._done
         for task in tasks:
             if task.job.kind == "tokens":

@@ -30,6 +30,7 @@ def drive(cells: Mapping[str, RunConfig], engine: Engine, title: str) -> dict[st
     found = jobs.of_grid(cells, plan, engine.out)
     schedule, display = Schedule(found), Display(title, cells, found)
     with process.signals() as received, display:
+        engine.start()
         try:
             while schedule.left and not received:
                 engine.begin(list(islice(iter(schedule.next, None), engine.room)))

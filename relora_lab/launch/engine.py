@@ -36,6 +36,9 @@ class Engine(Protocol):
     def room(self) -> int:
         """How many more jobs can be given out now."""
 
+    def start(self) -> None:
+        """Get ready: the grid has been declared in `out`."""
+
     def begin(self, jobs: Sequence[Job]) -> None:
         """Give out jobs, for which there is room."""
 

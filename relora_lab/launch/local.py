@@ -29,8 +29,6 @@ class Pool:
 
     def __init__(self, out: Path, workers: int) -> None:
         self.out, self._workers = out, workers
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(worker.PRELOAD)
         self._hands: list[Hand] = []
 
     @property
@@ -40,6 +38,10 @@ class Pool:
     @property
     def room(self) -> int:
         return self._workers - len(self.tasks)
+
+    def start(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(worker.PRELOAD)
 
     def begin(self, jobs: Sequence[Job]) -> None:
         for job in jobs:

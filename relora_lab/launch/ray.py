@@ -36,7 +36,6 @@ class Cluster:
 
     def __init__(self, ray: Any, out: Path, workers: int) -> None:
         self._ray, self.out, self._workers = ray, out, workers
-        self._words = remote.Words(out)
         self._do = ray.remote(max_retries=0)(remote.do)
         self._tasks: dict[Any, Task] = {}  # by the reference to what its worker will return
 
@@ -47,6 +46,9 @@ class Cluster:
     @property
     def room(self) -> int:
         return self._workers - len(self._tasks)
+
+    def start(self) -> None:
+        self._words = remote.Words(self.out)
 
     def begin(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -59,11 +61,13 @@ class Cluster:
         references = list(self._tasks)
         self._ray.wait(references, timeout=0.5)  # for one
         ready, running = self._ray.wait(references, num_returns=len(references), timeout=0)
-        for reference in running:
-            self._words.hear(self._tasks[reference])
         for reference in ready:
             outcome = self._outcome(reference)
+            self._words.hear(self._tasks[reference])
             yield self._tasks.pop(reference), outcome
+        for reference in running:
+            if self._tasks[reference].folder is None:
+                self._words.hear(self._tasks[reference])
 
     def stop(self, received: list[int]) -> None:
         before, force = len(received), False

@@ -7,7 +7,7 @@ import shutil
 import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from relora_lab import files
 from relora_lab.errors import BadInput, FolderHeld, require
@@ -38,14 +38,18 @@ def do(job: Job, place: Place) -> Outcome:
     host, found = socket.gethostname(), words / "name"
     shared = found.exists() and found.read_text() == place.name
     require(shared, f"--out {place.out}: is another folder on {host}; all machines of a grid need to share it")
-    word = {"host": host, "sees_driver": files.is_locked(words / "driver")}
-    path = _word(words, job)
-    files.write_json(path, word)
+    word: dict[str, Any] = {}
+
+    def say(**facts: Any) -> None:
+        word.update(facts)
+        files.write_json(_word(words, job), word)
+
+    say(host=host, sees_driver=files.is_locked(words / "driver"))
     try:
-        outcome = worker.do(job, place.out, lambda folder: files.write_json(path, word | {"folder": str(folder)}))
+        outcome = worker.do(job, place.out, lambda folder: say(folder=str(folder)))
     except Exception as error:
         outcome = worker.failed(job, place.out, error)
-    files.write_json(path, word | outcome._asdict())
+    say(**outcome._asdict())
     return outcome
 
 
@@ -88,6 +92,10 @@ class Words:
         if "folder" in word:
             task.folder = RunFolder(word["folder"])
         return Outcome(word["how"], word["reason"]) if "how" in word else None
+
+    def shared_and_done(self, job: Job) -> bool:
+        """Has a job that only others need been done for this folder? Then it need not wait in a queue again."""
+        return job.kind != "cell" and files.read_json(_word(self.folder, job)).get("how") == "done"
 
     def silent_death(self, reason: str) -> Outcome:
         """The outcome of a task whose process ended without one. Raises BadInput if no other one ever began."""

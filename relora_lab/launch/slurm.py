@@ -17,6 +17,7 @@ from relora_lab.launch.jobs import Job
 from relora_lab.launch.worker import Outcome
 from relora_lab.optional import library
 from relora_lab.settings import RunConfig
+from relora_lab.workspace import jobs_folder
 
 LOOK = 3.0  # seconds between looks at the queue
 GRACE = 60.0  # until the word of a task that has left the queue must be seen: a network file system takes its time
@@ -45,11 +46,13 @@ class Queue:
     def __init__(self, out: Path, workers: int, options: Mapping[str, str]) -> None:
         submitit = library("submitit", "slurm", "--on slurm")
         self.out, self._workers = out, workers
-        self._words = remote.Words(out)
+        self._logs = jobs_folder(out.absolute()) / "slurm"
         self._tasks: dict[str, Task] = {}  # by SLURM's number of the job
-        self._logs = self._words.folder / "slurm"
-        self._next_look = 0.0
+        self._waiting: list[Job] = []  # for SLURM to take them
+        self._taken = False  # has it ever?
+        self._refusal: type[Exception] = submitit.core.utils.FailedJobError
         self._gone: dict[str, float] = {}  # when a job was first seen to have left the queue without a word
+        self._next_look = 0.0
         try:
             self._executor = submitit.SlurmExecutor(self._logs)
             given = {name: int(value) if value.isdecimal() else value for name, value in options.items()}
@@ -65,21 +68,17 @@ class Queue:
 
     @property
     def room(self) -> int:
-        return self._workers - len(self._tasks)
+        return self._workers - len(self._tasks) - len(self._waiting)
+
+    def start(self) -> None:
+        self._words = remote.Words(self.out)
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        if not jobs:
-            return
-        alive, new = self._alive() or set(), []
-        for job in jobs:
-            if (number := self._words.number(job)) in alive:
-                self._tasks[number] = engine.begun(job, self.out)  # of a driver that is gone, or of another one
-            else:
-                new.append(job)
-        for needed, alike in groupby(sorted(new, key=remote.resources), key=remote.resources):
-            self._submit(list(alike), *needed)
+        self._waiting += jobs
 
     def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
+        if self._waiting:
+            self._submit_waiting()
         time.sleep(0.5)
         if time.monotonic() < self._next_look:
             return
@@ -103,15 +102,39 @@ class Queue:
             time.sleep(0.5)
         self._words.close(over=not received)
 
+    def _submit_waiting(self) -> None:
+        """Submit what waits, as arrays of those that need the same, but what is in the queue already."""
+        alive = self._alive()
+        if alive is None:
+            return
+        for job in self._waiting.copy():
+            number = self._words.number(job)  # of a driver that is gone, or of another one
+            if number in alive or (number and self._words.shared_and_done(job)):
+                self._tasks[number] = engine.begun(job, self.out)
+                self._waiting.remove(job)
+        for needed, alike in groupby(sorted(self._waiting, key=remote.resources), key=remote.resources):
+            try:
+                self._submit(list(alike), *needed)
+            except self._refusal as error:
+                if not self._taken:
+                    raise BadInput(f"--on slurm: {one_line(error)}") from None
+                return  # a controller that is busy, or full, is asked again
+
     def _submit(self, jobs: list[Job], cpus: int, gpus: int) -> None:
         for job in jobs:
             self._words.forget(job)
-        self._executor.update_parameters(cpus_per_task=cpus, gpus_per_node=gpus or None)
+        # srun takes only what it is told itself, since SLURM 22.05
+        needs = {"cpus_per_task": cpus, "srun_args": [f"--cpus-per-task={cpus}"], "gpus_per_node": gpus or None}
+        self._executor.update_parameters(**needs)
         with self._executor.batch():
             submitted = [self._executor.submit(_do, job, self._words.place) for job in jobs]
         for job, queued in zip(jobs, submitted, strict=True):
             self._words.note_number(job, queued.job_id)
             self._tasks[queued.job_id] = engine.begun(job, self.out)
+            self._waiting.remove(job)
+        self._taken = True
+        for script in self._logs.glob("*submission*"):
+            script.unlink()
 
     def _alive(self) -> set[str] | None:
         """Numbers of this user's jobs that are in the queue, waiting or running; None if it does not answer."""

@@ -9,6 +9,7 @@ from relora_lab.memory import VOCABULARY, estimate, is_350m
 from relora_lab.memory.held import GIB
 from relora_lab.memory.phases import micro_batch, peak, phases
 from relora_lab.settings import RunConfig
+from relora_lab.work import run_flops
 
 # The rows of P2's table: label, method, options.
 ROWS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -66,8 +67,8 @@ def of_paper(size: str, rank: int) -> Report:
     return Report(rows, notes, {"mode": "paper", "size": size, "rank": rank})
 
 
-def of_run(run: RunConfig) -> Report:
-    """What a run holds at each moment that can be its peak."""
+def of_run(run: RunConfig, speed: float | None = None) -> Report:
+    """What a run holds at each moment that can be its peak, and its work; in GPU-hours at a `speed` in TFLOP/s."""
     moment, cells = peak(run)
     total = cells.total / GIB
     facts = {
@@ -86,5 +87,16 @@ def of_run(run: RunConfig) -> Report:
     ]
     if run.training.compile:
         notes.append("training.compile: counted as if it were off; compiled code keeps and makes other tensors.")
+    work = run_flops(run)
+    tokens = run.training.steps * run.data.batch_size * run.data.sequence_length
+    notes.append(f"Work: {tokens:,} tokens, {work:.2e} floating-point operations in products{_hours(work, speed)}.")
+    facts |= {"tokens": tokens, "flops": work}
     rows = {name: found.in_gib() for name, found in phases(run).items()}
     return Report(rows, notes, facts, *(("GiB", 2) if total >= 1 else ("MiB", 1)))
+
+
+def _hours(work: float, speed: float | None) -> str:
+    if speed is None:
+        return "; --tflops says how many GPU-hours that is"
+    hours = work / (speed * 1e12) / 3600
+    return f": {hours:,.{0 if hours >= 100 else 1}f} GPU-hours at {speed:g} TFLOP/s"

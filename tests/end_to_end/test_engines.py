@@ -2,16 +2,22 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
+import slurm_cluster
+from conftest import changed
 from test_grid_survives import GRID, content, training
 from test_launch import wait_until
 
 from analysis import load_runs
 from analysis.tables import ablation, perplexity
-from relora_lab import grid
-from relora_lab.launch import local, ray
+from relora_lab import files, grid
+from relora_lab.errors import BadInput, Interrupted
+from relora_lab.launch import local, ray, slurm
 from relora_lab.runs import RunFolder
 
 
@@ -26,6 +32,12 @@ def here(cells, tmp_path_factory):
     out = tmp_path_factory.mktemp("here") / "runs"
     assert local.launch(cells, out, workers=2) == {}
     return out
+
+
+def kill_one(out):
+    """Kill a process that trains something below `out`, as soon as there is one."""
+    os.kill(process := wait_until(lambda: next(iter(training(out)), None)), signal.SIGKILL)
+    return process
 
 
 def left_behind(out, cells):
@@ -50,9 +62,7 @@ def test_a_ray_cluster_that_loses_a_worker_and_then_a_node_leaves_the_same_bytes
     lost = []
 
     def lose():
-        process = wait_until(lambda: next(iter(training(tmp_path)), None))
-        os.kill(process, signal.SIGKILL)
-        lost.append(process)
+        lost.append(kill_one(tmp_path))
         wait_until(lambda: len(training(tmp_path)) == 2)
         cluster.remove_node(node, allow_graceful=False)
         lost.append(node)
@@ -64,3 +74,106 @@ def test_a_ray_cluster_that_loses_a_worker_and_then_a_node_leaves_the_same_bytes
     assert len(lost) == 2
     assert left_behind(tmp_path, cells) == left_behind(here, cells)
     assert not (tmp_path / ".jobs").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_states(tiny, tmp_path):
+    failing = {"bad": changed(tiny, data={"corpus": str(tmp_path / "nowhere.txt")})}
+    long = {f"long{n}": changed(tiny, training={"steps": 20000, "seed": n}) for n in (0, 1)}
+    runs = [RunFolder(tmp_path / "runs" / name) for name in long]
+
+    def stop():
+        wait_until(lambda: all(run.state == "running" for run in runs))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted, match="the same command goes on from here"):
+        ray.launch(failing | long, tmp_path / "runs")
+    assert [run.state for run in runs] == ["stopped"] * 2
+    assert all(run.checkpoint_step == run.status["step"] > 0 and not run.held for run in runs)
+    assert "nowhere.txt: cannot be read" in RunFolder(tmp_path / "runs" / "bad").status["reason"]
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory):
+    """The variables by which SLURM's commands find a cluster of two nodes."""
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as variables:
+        yield variables
+
+
+@pytest.fixture
+def in_queue(queue, monkeypatch):
+    for name, value in queue.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(slurm, "GRACE", 1.0)  # one file system
+    return queue
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from relora_lab import files, grid
+from relora_lab.errors import BadInput, Interrupted
+from relora_lab.launch import slurm
+slurm.GRACE = 1.0
+slurm.launch(grid.cells(Path(sys.argv[1]).read_text(), seeds=[0]), Path(sys.argv[2]))
+"""
+
+
+def numbers(out):
+    """What SLURM called the jobs that were submitted last, by the name of the file that says it."""
+    return {path.name: path.read_text() for path in out.glob(".jobs/*.number")}
+
+
+def test_a_slurm_queue_whose_job_driver_and_node_are_killed_leaves_the_same_bytes(cells, here, in_queue, tmp_path):
+    declared, out = tmp_path / "grid.toml", tmp_path / "runs"
+    declared.write_text(GRID.replace("CORPUS", threading.__file__))
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, declared, out], stderr=subprocess.PIPE, text=True)
+    kill_one(out)
+    wait_until(lambda: [path for path in out.glob("*-seed0") if RunFolder(path).state == "running"])
+    driver.kill()
+    assert "its process was killed (SLURM job" in driver.communicate()[1]
+    submitted, kept = numbers(out), []
+
+    def lose():
+        wait_until(lambda: files.is_locked(out / ".jobs" / "driver"))
+        time.sleep(2)  # by now the second driver has submitted what it misses
+        kept.append(numbers(out).items() >= submitted.items())
+        slurm_cluster.cut_power(in_queue, "node1")
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    assert slurm.launch(cells, out) == {}
+    losing.join()
+    assert kept == [True]
+    assert left_behind(out, cells) == left_behind(here, cells)
+    assert not (out / ".jobs").exists()
+
+
+@pytest.mark.usefixtures("in_queue")
+def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(tiny, tmp_path):
+    cells = {f"long{n}": changed(tiny, training={"steps": 20000, "seed": n}) for n in (0, 1)}
+    runs = [RunFolder(tmp_path / "runs" / name) for name in cells]
+
+    def stop():
+        wait_until(lambda: all(run.state == "running" for run in runs))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Interrupted, match="the same command goes on from here"):
+        slurm.launch(cells, tmp_path / "runs")
+    assert [run.state for run in runs] == ["stopped"] * 2
+    assert all(run.checkpoint_step == run.status["step"] > 0 and not run.held for run in runs)
+
+
+@pytest.mark.usefixtures("in_queue")
+def test_what_slurm_refuses_is_an_error_in_a_line(cells, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match=r"--on slurm: .*invalid partition specified: nope"):
+        slurm.launch(cells, tmp_path / "runs", options={"partition": "nope"})
+    with pytest.raises(BadInput, match=r"--slurm: Unavailable parameter\(s\): \['partitoin'\]"):
+        slurm.launch(cells, tmp_path / "runs", options={"partitoin": "test"})
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(BadInput, match=r"SLURM job .* ended without a result: its log ends: "):
+        slurm.launch(cells, tmp_path / "runs")

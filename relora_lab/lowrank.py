@@ -296,11 +296,11 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model as if it had never been wrapped, every W merged."""
+    """The state dict, on the CPU, of the model as if it had never been wrapped, one W merged after the other."""
     layers = low_rank_layers(model)
     own = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict() if key != "bias"}
-    weights = {f"{name}.weight": layer.merged_weight() for name, layer in layers.items()}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in own} | weights
+    weights = {f"{name}.weight": layer.merged_weight().cpu() for name, layer in layers.items()}
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in own} | weights
 
 
 def _check_rank(rank: int, linear: nn.Linear) -> None:

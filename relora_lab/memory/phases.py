@@ -101,8 +101,10 @@ def _phases(run: RunConfig, method: Options) -> Iterator[tuple[str, Cells]]:
     if step.low_rank and step.low_rank.merges:
         yield "restart", moment(extra=_restart_work(step.low_rank, size, step.weight))
     if step.low_rank:
-        yield "writing weights", moment(extra=step.weight * sum(entries(m) for m in sizes.matrices(size)))
-        if training.device == "cpu":
+        if training.device != "cpu":  # each W that is made goes to the CPU
+            yield "writing weights", moment(extra=(3 * 4 + step.weight) * max(map(entries, sizes.matrices(size))))
+        else:
+            yield "writing weights", moment(extra=step.weight * sum(map(entries, sizes.matrices(size))))
             yield "closing check", moment(extra=_check_work(size))
 
 

@@ -24,15 +24,20 @@ def matrix_flops(rows: int, cols: int, rank: int | None, tokens: int, *, passes:
 
 
 def update_flops(run: RunConfig, *, low_rank: bool) -> int:
-    """Of all products of an update: the blocks' matrices, the head, attention as 12·layers·tokens·sequence·hidden."""
+    """Of all products of an update: the blocks' matrices, the head, attention as 12·layers·tokens·sequence·hidden.
+
+    With gradient checkpointing the blocks' forward products count twice.
+    """
     shape, length, passes = run.model.shape, run.data.sequence_length, run.training.micro_batches
     tokens = run.data.batch_size * length
     rank = run.low_rank.rank if low_rank and run.low_rank else None
-    blocks = sum(
-        matrix_flops(of.rows, of.cols, rank, tokens // passes, passes=passes) for of in sizes.matrices(shape)
-    )
-    vocabulary = run.data.vocabulary or DEFAULT_VOCABULARY
-    return blocks + 6 * tokens * vocabulary * shape.hidden + 12 * shape.layers * tokens * length * shape.hidden
+    blocks = 12 * shape.layers * tokens * length * shape.hidden
+    for matrix in sizes.matrices(shape):
+        blocks += matrix_flops(matrix.rows, matrix.cols, rank, tokens // passes, passes=passes)
+    if run.training.gradient_checkpointing:
+        blocks += 4 * shape.layers * tokens * length * shape.hidden
+        blocks += sum(2 * tokens * matrix.rows * matrix.cols for matrix in sizes.matrices(shape))
+    return blocks + 6 * tokens * (run.data.vocabulary or DEFAULT_VOCABULARY) * shape.hidden
 
 
 def run_flops(run: RunConfig) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import tyro
 
+from relora_lab import torchrun
 from relora_lab.commands import BAD_INPUT, DONE, FAILED, HELD, folders, looking, say, training
 from relora_lab.errors import BadInput, FolderHeld, Interrupted
 
@@ -46,7 +47,8 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         code, message = _explain(error)
-        say(message)
+        if code == FAILED or torchrun.local_rank() == 0:  # what all processes of a run come to is said once
+            say(message)
         return code
 
 

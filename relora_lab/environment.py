@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 import relora_lab
-from relora_lab import quantise, sizes
+from relora_lab import processes, quantise, sizes
 from relora_lab.data import Corpus
 from relora_lab.errors import require
 from relora_lab.settings import RunConfig
 
 
-def made_with(config: RunConfig) -> dict[str, str]:
-    """What decides the bits of a run beside its settings: libraries, device, instruction set."""
+def made_with(config: RunConfig) -> dict[str, Any]:
+    """What decides the bits of a run beside its settings: libraries, device, instruction set, several processes."""
     quantised = bool(config.low_rank and config.low_rank.quantise)
-    return fingerprint(config.training.device, *(["bitsandbytes"] if quantised else []))
+    found = fingerprint(config.training.device, *(["bitsandbytes"] if quantised else []))
+    return found | ({"processes": processes.count()} if processes.count() > 1 else {})
 
 
 def fingerprint(device: str, *also: str) -> dict[str, str]:
@@ -38,7 +39,8 @@ def facts(config: RunConfig, corpus: Corpus, before: Mapping[str, Any]) -> dict[
     """
     training = config.training
     decisive: dict[str, Any] = made_with(config) | {"threads": training.threads}
-    same = all(before.get(key, value) == value for key, value in decisive.items())
+    begun_with = {"processes": 1, **before} if before else decisive
+    same = all(begun_with.get(key, value) == value for key, value in ({"processes": 1} | decisive).items())
     size, vocab_size = config.model.shape, corpus.vocab_size
     total, _ = sizes.count_parameters(size, vocab_size=vocab_size)
     later = "warm start" if training.reference == training.warm_start else "snapshot"
@@ -71,7 +73,7 @@ def check(config: RunConfig) -> None:
     if codes:
         quantise.require_library(codes)
     if device != "cpu":
-        count = torch.cuda.device_count()
+        device, count = processes.own_device(device), torch.cuda.device_count()
         number = int(device.partition(":")[2] or 0)
         require(number < count, f"training.device: '{device}' is asked for; torch finds {count} here")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relora_lab import data, seeds
+from relora_lab import data, processes, seeds
 from relora_lab.cross_entropy import mean_cross_entropy
 from relora_lab.data import Corpus
 from relora_lab.settings import RunConfig
@@ -42,7 +42,8 @@ class LanguageModelling:
             data.held_out_batches(
                 corpus,
                 tokens=config.training.eval_tokens,
-                batch_size=batch_size // config.training.micro_batches,  # what fits in training fits here
+                # What fits in training fits here.
+                batch_size=processes.most_rows(batch_size, config.training.micro_batches),
                 sequence_length=length,
             )
         )
@@ -54,24 +55,29 @@ class LanguageModelling:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> Evaluation:
-        """Token-weighted mean over the fixed held-out set, in eval mode."""
-        return self._mean(self.loss, model, self._held_out)
+        """Token-weighted mean over the fixed held-out set, in eval mode; each process takes some of its batches."""
+        own = self._held_out[processes.rank() :: processes.count()]
+        total, tokens = processes.totals(*_total(self.loss, model, own))
+        return Evaluation(total / tokens, round(tokens))
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> float:
         """The loss on one fixed held-out batch: what a restart must not change. Without autocast, which rounds."""
-        return self._mean(_cross_entropy, model, self._held_out[:1]).loss
+        total, tokens = _total(_cross_entropy, model, self._held_out[:1])
+        return total / tokens
 
-    def _mean(self, loss: Loss, model: nn.Module, batches: list[Tensor]) -> Evaluation:
-        training, device = model.training, next(model.parameters()).device
-        model.eval()
-        total, tokens = 0.0, 0
-        for batch in batches:
-            predicted = batch[:, 1:].numel()
-            total += float(loss(model, batch.to(device))) * predicted
-            tokens += predicted
-        model.train(training)
-        return Evaluation(total / tokens, tokens)
+
+def _total(loss: Loss, model: nn.Module, batches: list[Tensor]) -> tuple[float, int]:
+    """The sum of a loss over the tokens that are predicted, in eval mode, and how many these are."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    total, tokens = 0.0, 0
+    for batch in batches:
+        predicted = batch[:, 1:].numel()
+        total += float(loss(model, batch.to(device))) * predicted
+        tokens += predicted
+    model.train(training)
+    return total, tokens
 
 
 def _cross_entropy(model: nn.Module, batch: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """From settings to a finished run folder, through shared stages, from wherever it was left.
 
 A run that starts, one that begins where a stage ended and one that is resumed differ only in the checkpoint
-they find in their folder. The loop is in trainer.py.
+they find in their folder. The loop is in trainer.py. Of several processes one leads: it decides what is trained next,
+and the others do the same, without a folder.
 """
 
 import sys
@@ -9,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relora_lab import data, environment, process, stages
+from relora_lab import data, environment, process, processes, stages
+from relora_lab.config import as_table, digest, parse
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld
 from relora_lab.runs import RunFolder
@@ -32,14 +34,23 @@ def run(
     folder and shared with other runs. `cuts` are the steps where these stages end: a grid has more of them, and with
     cuts=() the run trains all of it alone, to the same bits. A diverged run is a result: see status.json. Raises
     BadInput before anything is written, FolderHeld if another process has the folder, Interrupted after a signal
-    (state saved).
+    (state saved). Several processes that have `joined` all call this.
     """
     folder = RunFolder(out)
-    folder.check(resume=resume)
-    environment.check(config)
-    folder.require_same(config)
+    with processes.together():
+        environment.check(config)
+        processes.check_batch(config.data.batch_size)
+        if processes.leads():
+            folder.check(resume=resume)
+            folder.require_same(config)
     runs = folder.path.absolute().parent
-    corpus = tokens(config, runs)
+    with processes.together():
+        corpus = tokens(config, runs)
+    processes.take_device(config.training.device)
+    processes.require_same({"settings": digest(config), "text": corpus.text_sha256, **environment.made_with(config)})
+    if not processes.leads():
+        _follow(folder, corpus)
+        return folder.path
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
         folder.require_same(config)
@@ -47,7 +58,16 @@ def run(
         if not folder.ended:
             cuts = stages.cuts(config) if cuts is None else cuts
             _train(config, folder, corpus, runs, cuts, until=config.training.steps, progress=progress)
+    processes.tell(None)
     return folder.path
+
+
+def _follow(folder: RunFolder, corpus: Corpus) -> None:
+    """Train what the leader trains, stages and run, until there is no more."""
+    while (told := processes.hear()) is not None:
+        config = parse(told["config"])
+        with process.threads(config.training.threads):
+            Trainer(config, folder, corpus, told["until"], progress=False).train()
 
 
 def tokens(config: RunConfig, runs: Path) -> Corpus:
@@ -96,6 +116,7 @@ def _train(
     with folder.outcome_noted():
         if (shorter or cuts) and not folder.has_checkpoint:
             folder.adopt(shorter or _stage(config, corpus, runs, cuts, progress))
+        processes.tell({"config": as_table(config), "until": until})
         Trainer(config, folder, corpus, until, progress).train()
 
 

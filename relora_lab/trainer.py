@@ -5,9 +5,10 @@ import sys
 import time
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from relora_lab import process, records
+from relora_lab import process, processes, records
 from relora_lab import state as states
 from relora_lab.data import Corpus
 from relora_lab.divergence import Monitor
@@ -15,6 +16,7 @@ from relora_lab.errors import Interrupted
 from relora_lab.lowrank import merged_state_dict
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.objective import LanguageModelling
+from relora_lab.processes import by_the_leader
 from relora_lab.restart import restart
 from relora_lab.runs import RunFolder, snapshot
 from relora_lab.settings import RunConfig
@@ -24,10 +26,14 @@ HEARTBEAT_SECONDS = 2.0
 
 
 class Trainer:
-    """A run folder being trained to step `until`: the end of the run, or of a stage."""
+    """A run folder being trained to step `until`: the end of the run, or of a stage.
+
+    Several processes go through all of this together, each with a Trainer; only the leader's touches the folder.
+    """
 
     def __init__(self, config: RunConfig, folder: RunFolder, corpus: Corpus, until: int, progress: bool) -> None:
         self.config, self.folder, self.until, self.progress = config, folder, until, progress
+        self._log, self._save = by_the_leader(folder.logs.append), by_the_leader(folder.save_checkpoint)
         self.method = config.low_rank
         self.is_stage = until < config.training.steps
         self.tokenizer_folder = corpus.tokenizer_folder
@@ -35,18 +41,16 @@ class Trainer:
         self.state = states.initial(config, self.objective.classes)
         hf_config: Any = self.state.model.config
         hf_config.eos_token_id = corpus.eos_token_id  # written beside the weights
-        checkpoint = folder.load_checkpoint()
-        if checkpoint is not None:
-            states.restore(self.state, *checkpoint)
+        tensors, facts = processes.state_from_leader(self._left_off)
+        if "step" in facts:
+            states.restore(self.state, tensors, facts)
         self.state.model.train()
         self._lr = 0.0  # of the last update
         self._pace: float | None = None  # seconds an update, with all that comes between
         self.monitor = Monitor(config.divergence, self.objective.classes, *self._restarts())
-        for line in folder.logs.read("metrics"):
-            self.monitor.update(line["step"], line["loss"])
-            self._lr = line["lr"]
-        evaluated = folder.logs.read("eval")
-        self._evaluated = evaluated[-1]["step"] if evaluated else None
+        for step, loss, self._lr in tensors["logs"]["updates"].tolist():
+            self.monitor.update(int(step), loss)
+        self._evaluated = facts["evaluated"]
 
     def train(self) -> None:
         """From where the state is to `until`, or to divergence."""
@@ -67,9 +71,10 @@ class Trainer:
             self._arrive()
             if self.state.step == self.until or self.state.diverged:
                 return
-            if received:
+            signum = processes.largest(received[0] if received else 0)  # one that gets a signal stops all
+            if signum:
                 self._checkpoint()
-                raise Interrupted(received[0], f"at step {self.state.step}; continue with --resume")
+                raise Interrupted(signum, f"at step {self.state.step}; continue with --resume")
             line = self._update()
             if line is not None:
                 self._after_update()
@@ -135,7 +140,7 @@ class Trainer:
             "tokens": state.step * found.tokens,
             "tokens_per_second": round(found.tokens / (time.perf_counter() - started)),
         }
-        self.folder.logs.append("metrics", line)
+        self._log("metrics", line)
         state.diverged = self.monitor.update(state.step, found.loss)
         return line
 
@@ -160,7 +165,7 @@ class Trainer:
     def _restart(self, method: LowRankOptions, updates: int) -> None:
         """End a cycle and begin the next, `updates` into the low-rank phase, and write down what that did."""
         state, full_restart = self.state, method.restarts_after(updates)
-        norms = self._trace("before")
+        sBA = self._trace("before")
         pairs, loss_before = records.cycle_pairs(state), self.objective.probe(state.model)
         report = restart(
             state.layers,
@@ -183,7 +188,7 @@ class Trainer:
             loss_before=loss_before,
             loss_after=loss_after,
             function_jump=loss_after - loss_before,
-            sBA=math.hypot(*(row["sBA"] for row in norms)),
+            sBA=sBA,
             quantisation_error=records.quantisation_error(state),
         )
         state.cycle += 1
@@ -191,49 +196,55 @@ class Trainer:
         self._trace("after")
 
     def _close(self) -> None:
-        """The last cycle, the last evaluation, the final weights, and the check that the cycles sum up to them."""
-        state, folder, training = self.state, self.folder, self.config.training
-        facts: dict[str, Any] = {"reason": state.diverged} if state.diverged else {}
+        """The last cycle, the last evaluation and the final weights."""
         if not self.is_stage:
-            if self.method and state.layers:
-                self._write_cycle(self.method, records.cycle_pairs(state), merged=False)
+            if self.method and self.state.layers:
+                self._write_cycle(self.method, records.cycle_pairs(self.state), merged=False)
             self._evaluate()
             self._write_weights("final")
-            if self.method and state.layers and self._factored(self.method) and training.reference <= state.step:
-                facts["identity_deviation"] = records.check_identity(folder, training.reference)
+        self._finish()
+
+    # ---- what it writes
+
+    @by_the_leader
+    def _finish(self) -> None:
+        """How it ended, and the check that a run's cycles sum up to its final weights."""
+        state, folder, reference = self.state, self.folder, self.config.training.reference
+        facts: dict[str, Any] = {"reason": state.diverged} if state.diverged else {}
+        summed = self.method and state.layers and self._factored(self.method) and reference <= state.step
+        if summed and not self.is_stage:
+            facts["identity_deviation"] = records.check_identity(folder, reference)
         folder.finish()
         facts |= {"perplexity": (folder.final_evaluation or {}).get("perplexity")}
         self._note("diverged" if state.diverged else "finished", **facts)
 
-    # ---- what it writes
-
-    def _trace(self, moment: str) -> list[dict[str, Any]]:
+    @by_the_leader
+    def _trace(self, moment: str) -> float:
+        """Log the norms of all matrices; the norm of all s·B·A together."""
         rows = list(records.norms(self.state, self.folder, moment))
         for row in rows:
-            self.folder.logs.append("norms", row)
-        return rows
+            self._log("norms", row)
+        return math.hypot(*(row["sBA"] or 0.0 for row in rows))
 
     def _evaluate(self) -> None:
         state = self.state
         if self._evaluated != state.step:
             found = self.objective.evaluate(state.model)
-            line = {
-                "step": state.step,
-                "loss": found.loss,
-                "perplexity": found.perplexity,
-                "tokens": found.tokens,
-            }
-            self.folder.logs.append("eval", line)
+            line = {"step": state.step, "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+            self._log("eval", line)
             self._evaluated = state.step
 
     def _checkpoint(self) -> None:
-        self.folder.save_checkpoint(self.state.step, *states.capture(self.state))
+        processes.require_same_weights(self.state.model.state_dict())
+        self._save(self.state.step, *states.capture(self.state))
 
+    @by_the_leader
     def _write_weights(self, which: str) -> None:
         model: Any = self.state.model
         tensors, text = merged_state_dict(model), model.config.to_json_string()
         self.folder.write_weights(which, text, tensors, self.tokenizer_folder)
 
+    @by_the_leader
     def _write_cycle(self, method: LowRankOptions, pairs: records.Pairs, **facts: Any) -> None:
         """The newest cycle, ended here: its factor pairs and, beside `facts`, whether they sum up to its change."""
         state = self.state
@@ -268,11 +279,20 @@ class Trainer:
         """Is it s(B_end·A_end − B_start·A_start), summed over cycles? Where the function jumps, the start is left."""
         return self._sum_of_pairs(method) and method.keeps_function
 
+    @by_the_leader
     def _note(self, state: str, **facts: Any) -> None:
         pace = {"seconds_per_update": self._pace} if self._pace else {}
         self.folder.write_status(state, step=self.state.step, steps=self.until, **pace, **facts)
 
     # ---- what it needs to know
+
+    def _left_off(self) -> processes.State:
+        """The folder's newest state, if it has one, and what its logs say of updates and of the last evaluation."""
+        tensors, facts = self.folder.load_checkpoint() or ({}, {})
+        updates = [[line["step"], line["loss"], line["lr"]] for line in self.folder.logs.read("metrics")]
+        evaluated = [line["step"] for line in self.folder.logs.read("eval")]
+        logs = {"updates": torch.tensor(updates, dtype=torch.float64)}
+        return {**tensors, "logs": logs}, {**facts, "evaluated": evaluated[-1] if evaluated else None}
 
     def _restarts(self) -> tuple[range, int]:
         """Steps after which the toggles act, and the restart warm-up."""

@@ -1,10 +1,11 @@
-"""One update: gradients of a batch in micro-batches, clipped, and the optimizer's step."""
+"""One update: gradients of a batch in micro-batches, added up over processes, clipped; and the optimizer's step."""
 
 import math
 from typing import NamedTuple
 
 import torch
 
+from relora_lab import processes
 from relora_lab.lowrank import unchanging
 from relora_lab.objective import LanguageModelling
 from relora_lab.state import TrainState
@@ -30,16 +31,17 @@ def update(state: TrainState, objective: LanguageModelling) -> Update:
         group["lr"] = lr
     training = state.config.training
     batch = objective.batch(state.step).to(training.device)
-    parts = batch.chunk(training.micro_batches)
+    parts = processes.parts(batch, training.micro_batches)
     loss = torch.zeros((), device=batch.device)
     # With checkpointing memory counts most, and W + s·B·A is made for each part.
     passes = 1 if training.gradient_checkpointing else len(parts)
     with unchanging(state.layers.values(), passes):
         for part in parts:
-            part_loss = objective.loss(state.model, part) / len(parts)
+            part_loss = objective.loss(state.model, part) / (len(batch) / len(part))
             part_loss.backward()
             loss += part_loss.detach()
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    processes.add_up([*(p.grad for p in trained if p.grad is not None), loss])
     norm = torch.nn.utils.clip_grad_norm_(trained, state.config.optimizer.clip)
     found = Update(float(loss), float(norm), lr, batch.numel(), math.isfinite(loss) and math.isfinite(norm))
     if found.applied:

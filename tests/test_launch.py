@@ -13,7 +13,7 @@ from conftest import changed
 
 from relora_lab import sizes, status
 from relora_lab.errors import Interrupted
-from relora_lab.launch import jobs, local
+from relora_lab.launch import jobs, local, worker
 from relora_lab.runs import RunFolder
 from relora_lab.workspace import stage_folders
 
@@ -152,3 +152,13 @@ def test_a_stopped_grid_starts_no_further_run(tmp_path, tiny):
         local.launch(cells, tmp_path, workers=1)
     assert runs["cell0"].status["state"] == "stopped"
     assert [name for name, run in runs.items() if run.path.exists()] in (["cell0"], ["cell0", "cell1"])
+
+
+def test_of_several_gpus_each_worker_takes_another_one(monkeypatch):
+    taken = []
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    for gpus in (0, 1, 3):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        for number in range(4):
+            worker.take_gpu(number)
+    assert taken == [0, 1, 2, 0]

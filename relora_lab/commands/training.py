@@ -41,22 +41,27 @@ def train(
         share: Share the full-rank beginning with other runs beside this one, through .stages/.
         track: Show the numbers in TensorBoard (in .tensorboard beside the run) or Weights & Biases too.
     """
+    from relora_lab import torchrun
     from relora_lab.config import load, run_name
 
     given = {"precision": precision, "compile": "true" if compile else None}
     run_config = load(config, overrides + [f"training.{name}={value}" for name, value in given.items() if value])
     folder = Path("runs") / run_name(run_config) if out is None else out
-    for warning in run_config.warnings():
+    leads = torchrun.rank() == 0
+    for warning in run_config.warnings() if leads else ():
         say(f"note: {warning}")
 
+    from relora_lab import processes
     from relora_lab import train as trainer
     from relora_lab.runs import RunFolder
 
     run = RunFolder(folder)
-    with _followed(track, [run]):
+    with processes.joined(), _followed(track if leads else None, [run]):
         trainer.run(run_config, folder, resume=resume, cuts=None if share else (), progress=True)
-    print(run.summary())
-    return DIVERGED if run.state == "diverged" else DONE
+        state = processes.from_leader(lambda: run.state)
+    if leads:
+        print(run.summary())
+    return DIVERGED if state == "diverged" else DONE
 
 
 def grid(
@@ -81,15 +86,16 @@ def grid(
         profile: Settings for another machine or model, as the grid declares them: cpu, say, for a laptop.
         dry_run: Only say what would be trained, and what that takes in memory and time.
         track: Show the numbers in TensorBoard (in OUT/.tensorboard) or Weights & Biases too.
-        slurm: What SLURM is asked for, like partition=long or time=600 (minutes). Can be given more than once.
+        slurm: An option for sbatch, like partition=long, time=10:00:00 or exclusive. Can be given more than once.
     """
     from relora_lab import grid as grids
-    from relora_lab import stages
+    from relora_lab import stages, torchrun
     from relora_lab.errors import require
 
+    torchrun.require_alone("grid")
     workers = workers if workers is not None else 2 if on == "local" else 100
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
-    options = _options(on, slurm)
+    require(not slurm or on == "slurm", "--slurm: is for --on slurm")
     cells = grids.cells(grids.read(declared), seeds, profile)
     title = declared.stem + (f"-{profile}" if profile else "")
     out = Path("runs") / title if out is None else out
@@ -103,20 +109,11 @@ def grid(
 
         print(as_text(cells, stages.plan(cells), out, workers=workers, seconds=Pace().seconds))
         return DONE
-    launch = partial(_engine(on, cells, options), workers=workers, title=title)
+    launch = partial(_engine(on, cells, slurm), workers=workers, title=title)
     return _trained_and_reported(cells, out, launch, track)
 
 
-def _options(on: Place, given: list[str]) -> dict[str, str]:
-    from relora_lab.errors import require
-
-    require(not given or on == "slurm", "--slurm: is for --on slurm")
-    for option in given:
-        require("=" in option, f"--slurm {option}: is not of the form name=value, like time=600")
-    return dict(option.split("=", 1) for option in given)
-
-
-def _engine(on: Place, cells: "dict[str, RunConfig]", options: dict[str, str]) -> Callable[..., dict[str, str]]:
+def _engine(on: Place, cells: "dict[str, RunConfig]", options: list[str]) -> Callable[..., dict[str, str]]:
     """What launches the cells; checked is what they need of this machine, if they are trained here."""
     match on:
         case "ray":
@@ -126,7 +123,8 @@ def _engine(on: Place, cells: "dict[str, RunConfig]", options: dict[str, str]) -
         case "slurm":
             from relora_lab.launch import slurm
 
-            return partial(slurm.launch, options=options)
+            given = (option.lstrip("-").partition("=") for option in options)
+            return partial(slurm.launch, options={name: value if equals else True for name, equals, value in given})
     from relora_lab import environment
     from relora_lab.launch import local
 

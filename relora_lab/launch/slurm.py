@@ -28,14 +28,14 @@ def launch(
     out: Path,
     *,
     workers: int = 100,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | bool] | None = None,
     title: str = "grid",
 ) -> dict[str, str]:
     """Train every cell into out/name, at most so many jobs in the queue, and come back when all is done; see `drive`.
 
-    `options` are submitit's parameters for SLURM: partition, time, account, qos, mem, ... What is in the queue goes
-    on without this process, and is taken up again by the same call. Raises BadInput without submitit or sbatch, and
-    for an option that is not known.
+    `options` are sbatch's, like {"partition": "long", "time": "10:00:00", "exclusive": True}. What is in the queue
+    goes on without this process, and is taken up again by the same call. Raises BadInput without submitit or srun,
+    and for what sbatch refuses.
     """
     return drive(cells, Queue(out, workers, options or {}), title)
 
@@ -43,7 +43,7 @@ def launch(
 class Queue:
     """An engine of so many jobs in the queue, those that wait there included."""
 
-    def __init__(self, out: Path, workers: int, options: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, workers: int, options: Mapping[str, str | bool]) -> None:
         submitit = library("submitit", "slurm", "--on slurm")
         self.out, self._workers = out, workers
         self._logs = jobs_folder(out.absolute()) / "slurm"
@@ -55,12 +55,11 @@ class Queue:
         self._next_look = 0.0
         try:
             self._executor = submitit.SlurmExecutor(self._logs)
-            given = {name: int(value) if value.isdecimal() else value for name, value in options.items()}
-            self._executor.update_parameters(**{"time": None, "job_name": out.absolute().name} | given)
         except RuntimeError:
             raise BadInput("--on slurm: there is no srun here; is this a machine that submits to SLURM?") from None
-        except ValueError as error:
-            raise BadInput(f"--slurm: {one_line(error)}") from None
+        # Without a time submitit would ask for five minutes.
+        name = out.absolute().name
+        self._executor.update_parameters(time=None, job_name=name, additional_parameters=dict(options))
 
     @property
     def tasks(self) -> list[Task]:

@@ -48,7 +48,7 @@ def work(connection: Connection, out: Path, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the driver tells who is to stop
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     threading.Thread(target=_stop_with_the_driver, daemon=True).start()
-    _take_gpu(number)
+    take_gpu(number)
     with suppress(EOFError, BrokenPipeError):  # the driver has no more jobs, or is gone
         connection.send(Ready())
         sound = True
@@ -92,7 +92,7 @@ def failed(job: Job, out: Path, error: Exception) -> Outcome:
     return Outcome("failed", why(error))
 
 
-def _take_gpu(number: int) -> None:
+def take_gpu(number: int) -> None:
     """Let "cuda" mean another one of the GPUs here for each worker, by its number."""
     import torch
 

@@ -75,7 +75,7 @@ def test_a_lock_that_a_worker_cannot_see_ends_the_grid(tasks, out):
     words = remote.Words(out)
     words.close(over=False)  # as if its lock did not reach the worker
     remote.do(tasks[0].job, words.place)
-    with pytest.raises(BadInput, match="a lock held here is not seen on .*mount it with flock"):
+    with pytest.raises(BadInput, match=r"a lock held here is not seen on .*mount it with flock"):
         words.hear(tasks[0])
 
 
@@ -112,5 +112,5 @@ def test_what_a_job_asks_for(tiny):
 def test_a_word_is_plain_json(tasks, out):
     words = remote.Words(out)
     remote.do(tasks[0].job, words.place)
-    [word] = [path for path in words.folder.glob("*.json")]
+    [word] = words.folder.glob("*.json")
     assert json.loads(word.read_text())["host"] == os.uname().nodename

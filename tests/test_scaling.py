@@ -22,6 +22,13 @@ def planned(settings):
     return [f"{max(totals.values()):.1f}", low_rank, f"{found.facts['flops'] / 70e12 / 3600:,.0f}"]
 
 
+def test_gradients_that_are_sent_are_those_of_the_plan(tmp_path):
+    (tmp_path / "run.toml").write_text(SETTINGS)
+    rows = report.of_run(config.load(tmp_path / "run.toml")).rows
+    low, full = rows["optimizer"]["grad"], rows["warm start: optimizer"]["grad"]
+    assert f"{low:.2f} GiB an\nupdate in place of {full:.2f} GiB" in DOC
+
+
 @pytest.mark.parametrize("line", [line for line in TABLE.splitlines()[2:] if line])
 def test_memory_and_work_are_those_of_the_plan(line, tmp_path):
     size, method, overrides, *expected = (cell.strip() for cell in line.strip("|").split("|"))

@@ -155,6 +155,12 @@ def test_two_processes_train_what_one_does(tmp_path, variants, name):
         assert [line["tokens"] for line in two.logs.read(log)] == [line["tokens"] for line in one.logs.read(log)]
 
 
+def test_two_processes_have_the_bits_of_one_with_two_micro_batches(tmp_path, variants):
+    halves = changed(tiny_tables(), training={"micro_batches": 2})
+    one = RunFolder(train.run(halves, tmp_path / "run"))
+    assert content(RunFolder(variants / "relora"))[1] == content(one)[1]
+
+
 def test_divergence_is_a_result_of_all(tmp_path, variants):
     two, one = RunFolder(variants / "diverges"), RunFolder(train.run(variant("diverges"), tmp_path / "run"))
     assert two.state == one.state == "diverged"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relora_lab.errors import FolderHeld
 from relora_lab.runs import RunFolder
-from relora_lab.workspace import run_folders, stage_folders, token_cache
+from relora_lab.workspace import jobs_folder, run_folders, stage_folders, token_cache
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def removable(runs: Path) -> list[Removable]:
             for stage in stage_folders(runs)
         }
         shared |= {token_cache(runs): "the text as tokens; made again when needed"}
+        shared |= {jobs_folder(runs): "what jobs on other machines said; all of them have ended"}
         found += [Removable(path, why) for path, why in shared.items() if path.exists()]
     return found
 

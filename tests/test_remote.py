@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,19 @@ def test_a_word_is_plain_json(tasks, out):
     remote.do(tasks[0].job, words.place)
     [word] = words.folder.glob("*.json")
     assert json.loads(word.read_text())["host"] == os.uname().nodename
+
+
+def test_a_job_that_another_process_is_at_is_waited_for(tasks, out, monkeypatch):
+    cell, words, held = tasks[-1], remote.Words(out), ExitStack()
+    cell.folder.make()
+    held.enter_context(cell.folder.lock())
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if seconds == remote.HELD_SECONDS:
+            held.close()
+
+    monkeypatch.setattr(remote.time, "sleep", sleep)
+    assert remote.do(cell.job, words.place) == Outcome("done")
+    assert waited.count(remote.HELD_SECONDS) == 1

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from relora_lab.launch.jobs import Job
 from relora_lab.launch.worker import Outcome
 from relora_lab.runs import RunFolder
 from relora_lab.workspace import jobs_folder
+
+HELD_SECONDS = 2.0  # until a job that another process does is tried again
 
 
 class Place(NamedTuple):
@@ -46,7 +49,9 @@ def do(job: Job, place: Place) -> Outcome:
 
     say(host=host, sees_driver=files.is_locked(words / "driver"))
     try:
-        outcome = worker.do(job, place.out, lambda folder: say(folder=str(folder)))
+        # A process that a driver has lost sight of may be at it; a turn in a queue is worth the wait.
+        while (outcome := worker.do(job, place.out, lambda folder: say(folder=str(folder)))).how == "held":
+            time.sleep(HELD_SECONDS)
     except Exception as error:
         outcome = worker.failed(job, place.out, error)
     say(**outcome._asdict())

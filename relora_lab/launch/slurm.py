@@ -19,6 +19,7 @@ from relora_lab.optional import library
 from relora_lab.settings import RunConfig
 from relora_lab.workspace import jobs_folder
 
+ARRAY = 1000  # jobs at most; SLURM's MaxArraySize is 1001 unless it is set
 LOOK = 3.0  # seconds between looks at the queue
 GRACE = 60.0  # until the word of a task that has left the queue must be seen: a network file system takes its time
 
@@ -113,7 +114,7 @@ class Queue:
                 self._waiting.remove(job)
         for needed, alike in groupby(sorted(self._waiting, key=remote.resources), key=remote.resources):
             try:
-                self._submit(list(alike), *needed)
+                self._submit(list(alike)[:ARRAY], *needed)
             except self._refusal as error:
                 if not self._taken:
                     raise BadInput(f"--on slurm: {one_line(error)}") from None

@@ -1,8 +1,9 @@
 """What a task is to the loop: a batch for a step, a loss, an evaluation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,15 +39,11 @@ class LanguageModelling:
         self.classes = corpus.vocab_size
         self._autocast = config.training.precision == "bf16-autocast"
         self.batch = data.Batches(corpus, batch_size=batch_size, sequence_length=length, seed=seed)
-        self._held_out = list(
-            data.held_out_batches(
-                corpus,
-                tokens=config.training.eval_tokens,
-                # What fits in training fits here.
-                batch_size=processes.most_rows(batch_size, config.training.micro_batches),
-                sequence_length=length,
-            )
-        )
+        micro_batches = config.training.micro_batches
+        rows = processes.most_rows(batch_size, micro_batches)  # what fits in training fits here
+        held_out = partial(data.held_out_batches, corpus, tokens=config.training.eval_tokens, sequence_length=length)
+        self._held_out = list(held_out(batch_size=rows))
+        self._probe = next(held_out(batch_size=batch_size // micro_batches)).split(rows)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """Mean cross-entropy of a batch (n, length) of token ids; each row predicts its last length - 1."""
@@ -63,11 +60,11 @@ class LanguageModelling:
     @torch.no_grad()
     def probe(self, model: nn.Module) -> float:
         """The loss on one fixed held-out batch: what a restart must not change. Without autocast, which rounds."""
-        total, tokens = _total(_cross_entropy, model, self._held_out[:1])
+        total, tokens = _total(_cross_entropy, model, self._probe)
         return total / tokens
 
 
-def _total(loss: Loss, model: nn.Module, batches: list[Tensor]) -> tuple[float, int]:
+def _total(loss: Loss, model: nn.Module, batches: Iterable[Tensor]) -> tuple[float, int]:
     """The sum of a loss over the tokens that are predicted, in eval mode, and how many these are."""
     training, device = model.training, next(model.parameters()).device
     model.eval()

@@ -51,6 +51,24 @@ def test_the_default_folder_is_named_by_what_is_in_it(settings, tmp_path, capsys
     assert folder.name == f"relora-demo-0-{config.digest(config.load(settings))}"
 
 
+@pytest.mark.parametrize(("on", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_engine_whose_library_is_missing_says_how_to_get_it(on, library, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    code, _, err = run(capsys, "grid", "demo", "--on", on, "--out", tmp_path / "runs")
+    assert (code, err) == (2, f"relora-lab: --on {on}: needs {library}; pip install 'relora-lab[{on}]'\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_engine_and_what_sbatch_is_told_come_from_the_command_line(tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("relora_lab.launch.slurm.launch", lambda *_, **given: seen.append(given) or 1 / 0)
+    run(capsys, "grid", "demo", "--on", "slurm", "--slurm", "time=10:00:00", "--slurm", "exclusive")
+    options = {"time": "10:00:00", "exclusive": True}
+    assert seen == [{"options": options, "workers": 100, "title": "demo"}]
+    code, _, err = run(capsys, "grid", "demo", "--slurm", "time=5", "--out", tmp_path / "runs")
+    assert (code, err) == (2, "relora-lab: --slurm: is for --on slurm\n")
+
+
 def test_precision_and_compile_have_options_of_their_own(settings, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "run", lambda run_config, *_, **__: seen.append(run_config.training) or 1 / 0)

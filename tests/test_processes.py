@@ -80,9 +80,16 @@ def test_a_low_rank_phase_sends_the_gradients_of_what_it_trains_alone(tiny, tmp_
     assert len(low_rank) == sum(weight.numel() for weight in state.trained) + 1  # and the loss
 
 
-def test_a_gpu_of_its_own_is_asked_for_by_no_number(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+@pytest.fixture
+def in_torchrun(monkeypatch):
+    """Be the second of two processes, to look at."""
+    given = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("in_torchrun")
+def test_a_gpu_of_its_own_is_asked_for_by_no_number():
     with as_process(1, 2):
         assert processes.own_device("cuda") == "cuda:1"
         assert processes.own_device("cpu") == "cpu"
@@ -95,6 +102,11 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     torchrun.require_alone("grid")
     with processes.joined():
         assert (processes.count(), processes.rank(), processes.totals(1.5, 2)) == (1, 0, [1.5, 2])
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as some schedulers do
+    torchrun.require_alone("grid")
+
+
+@pytest.mark.usefixtures("in_torchrun")
+def test_a_grid_is_refused_in_several_processes():
     with pytest.raises(BadInput, match="grid: does not train in the 2 processes of torchrun"):
         torchrun.require_alone("grid")

@@ -10,7 +10,7 @@ import pytest
 from conftest import changed
 
 from relora_lab import stages
-from relora_lab.errors import BadInput
+from relora_lab.errors import BadInput, FolderHeld
 from relora_lab.launch import engine, jobs, remote
 from relora_lab.launch.worker import Outcome
 from relora_lab.runs import RunFolder
@@ -74,17 +74,37 @@ def test_a_worker_that_does_not_see_the_drivers_folder_refuses(tasks, out, tmp_p
 
 def test_a_lock_that_a_worker_cannot_see_ends_the_grid(tasks, out):
     words = remote.Words(out)
+    words.forget(tasks[0].job)
     words.close(over=False)  # as if its lock did not reach the worker
     remote.do(tasks[0].job, words.place)
     with pytest.raises(BadInput, match=r"a lock held here is not seen on .*mount it with flock"):
         words.hear(tasks[0])
 
 
-def test_a_second_driver_is_no_reason_to_doubt_the_locks(tasks, out):
-    first, second = remote.Words(out), remote.Words(out)
+def test_a_job_that_began_while_no_driver_was_there_is_taken_up(tasks, out):
+    first = remote.Words(out)
+    first.close(over=False)
+    remote.do(tasks[0].job, first.place)
+    second = remote.Words(out)
     assert second.place == first.place
-    remote.do(tasks[0].job, second.place)
     assert second.hear(tasks[0]) == Outcome("done")
+    assert second.shared_and_done(tasks[0].job)
+
+
+def test_there_is_one_driver(out):
+    words = remote.Words(out)
+    with pytest.raises(FolderHeld, match="is held by process"):
+        remote.Words(out)
+    words.close(over=True)
+    remote.Words(out)
+
+
+def test_what_cannot_be_read_has_not_been_said(tasks, out):
+    words = remote.Words(out)
+    remote.do(tasks[0].job, words.place)
+    [word] = words.folder.glob("*.json")
+    word.write_text("{")
+    assert words.hear(tasks[0]) is None
 
 
 def test_one_silent_death_is_a_death_but_the_first_sign_of_a_cluster_is_an_error(tasks, out):
@@ -97,10 +117,15 @@ def test_one_silent_death_is_a_death_but_the_first_sign_of_a_cluster_is_an_error
 
 
 def test_numbers_of_queued_jobs_are_there_for_the_next_driver(tasks, out):
-    job = tasks[-1].job
-    assert remote.Words(out).number(job) == ""
-    remote.Words(out).note_number(job, "123_4")
-    assert remote.Words(out).number(job) == "123_4"
+    job, words = tasks[-1].job, remote.Words(out)
+    assert words.number(job) == ""
+    words.note_number(job, "123_4")
+    words.close(over=True)  # of another grid in this folder, say
+    words = remote.Words(out)
+    assert words.number(job) == "123_4"
+    words.note_number(job, "")
+    words.close(over=True)
+    assert not words.folder.exists()
 
 
 def test_what_a_job_asks_for(tiny):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from relora_lab.settings import RunConfig
 
 Tracker = Literal["tensorboard", "wandb"] | None
-Place = Literal["local", "ray", "slurm"]
+Where = Literal["local", "ray", "slurm"]
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
 def grid(
     declared: Annotated[Path, tyro.conf.Positional],
     out: Path | None = None,
-    on: Place = "local",
+    on: Where = "local",
     workers: int | None = None,
     seeds: tuple[int, ...] = (),
     profile: str | None = None,
@@ -113,7 +113,7 @@ def grid(
     return _trained_and_reported(cells, out, launch, track)
 
 
-def _engine(on: Place, cells: "dict[str, RunConfig]", options: list[str]) -> Callable[..., dict[str, str]]:
+def _engine(on: Where, cells: "dict[str, RunConfig]", options: list[str]) -> Callable[..., dict[str, str]]:
     """What launches the cells; checked is what they need of this machine, if they are trained here."""
     match on:
         case "ray":
@@ -123,7 +123,7 @@ def _engine(on: Place, cells: "dict[str, RunConfig]", options: list[str]) -> Cal
         case "slurm":
             from relora_lab.launch import slurm
 
-            given = (option.lstrip("-").partition("=") for option in options)
+            given = (option.partition("=") for option in options)
             return partial(slurm.launch, options={name: value if equals else True for name, equals, value in given})
     from relora_lab import environment
     from relora_lab.launch import local

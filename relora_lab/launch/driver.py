@@ -29,6 +29,7 @@ def drive(cells: Mapping[str, RunConfig], engine: Engine, title: str) -> dict[st
     status.declare(cells, plan, engine.out)
     found = jobs.of_grid(cells, plan, engine.out)
     schedule, display = Schedule(found), Display(title, cells, found)
+    trouble = ""
     with process.signals() as received, display:
         engine.start()
         try:
@@ -37,6 +38,9 @@ def drive(cells: Mapping[str, RunConfig], engine: Engine, title: str) -> dict[st
                 for task, outcome in engine.outcomes():
                     _settle(schedule, task, outcome, engine, display)
                 display.update(engine.tasks)
+                if engine.trouble != trouble:
+                    trouble = engine.trouble
+                    display.say(trouble or "going on")
             if received:
                 display.say("stopping: workers save their state (again to stop without)")
         finally:

@@ -27,6 +27,7 @@ class Engine(Protocol):
     """Does jobs for the runs below `out`, in worker processes somewhere."""
 
     out: Path
+    trouble: str  # what keeps jobs from being done, for people; empty if nothing does
 
     @property
     def tasks(self) -> Collection[Task]:

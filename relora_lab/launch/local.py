@@ -28,7 +28,7 @@ class Pool:
     """An engine of so many workers, which start as they are needed."""
 
     def __init__(self, out: Path, workers: int) -> None:
-        self.out, self._workers = out, workers
+        self.out, self._workers, self.trouble = out, workers, ""
         self._hands: list[Hand] = []
 
     @property

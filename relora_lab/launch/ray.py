@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from relora_lab.errors import one_line
+from relora_lab.errors import BadInput, one_line
 from relora_lab.launch import engine, remote
 from relora_lab.launch.driver import drive
 from relora_lab.launch.engine import Task
@@ -23,7 +23,10 @@ def launch(cells: Mapping[str, RunConfig], out: Path, *, workers: int = 100, tit
     ray = library("ray", "ray", "--on ray")
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        try:
+            ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BadInput(f"--on ray: {one_line(error)}") from None
     try:
         return drive(cells, Cluster(ray, out, workers), title)
     finally:
@@ -35,8 +38,9 @@ class Cluster:
     """An engine of so many tasks at a time. Retries are the driver's: it knows whether a job gets on."""
 
     def __init__(self, ray: Any, out: Path, workers: int) -> None:
-        self._ray, self.out, self._workers = ray, out, workers
-        self._do = ray.remote(max_retries=0)(remote.do)
+        self._ray, self.out, self._workers, self.trouble = ray, out, workers, ""
+        # A worker that had a GPU ends with its task, to let go of it.
+        self._do = [ray.remote(max_retries=0, max_calls=calls)(remote.do) for calls in (0, 1)]
         self._tasks: dict[Any, Task] = {}  # by the reference to what its worker will return
 
     @property
@@ -54,7 +58,8 @@ class Cluster:
         for job in jobs:
             self._words.forget(job)
             cpus, gpus = remote.resources(job)
-            do = self._do.options(num_cpus=cpus, num_gpus=gpus, name=job.name)
+            self._check_nodes(cpus, gpus)
+            do = self._do[gpus].options(num_cpus=cpus, num_gpus=gpus, name=job.name)
             self._tasks[do.remote(job, self._words.place)] = engine.begun(job, self.out)
 
     def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
@@ -62,7 +67,7 @@ class Cluster:
         self._ray.wait(references, timeout=0.5)  # for one
         ready, running = self._ray.wait(references, num_returns=len(references), timeout=0)
         for reference in ready:
-            outcome = self._outcome(reference)
+            self.trouble, outcome = "", self._outcome(reference)
             self._words.hear(self._tasks[reference])
             yield self._tasks.pop(reference), outcome
         for reference in running:
@@ -81,6 +86,12 @@ class Cluster:
             force = len(received) > before
         self._words.close(over=not received)
 
+    def _check_nodes(self, cpus: int, gpus: int) -> None:
+        """Say so if no node can do what needs so many; the cluster may still grow."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            self.trouble = f"no node of the Ray cluster has {cpus} CPUs and {gpus} GPUs; waiting for one that has"
+
     def _outcome(self, reference: Any) -> Outcome:
         errors = self._ray.exceptions
         try:
@@ -89,6 +100,8 @@ class Cluster:
         except errors.TaskCancelledError:
             return Outcome("stopped")
         except errors.RayTaskError as error:  # not one of training: those are outcomes
-            return self._words.silent_death(one_line(error.cause))
+            if isinstance(error.cause, BadInput):  # another folder
+                raise error.cause from None
+            return Outcome("failed", one_line(error.cause))
         except errors.RayError as error:  # its worker or its node is gone
             return Outcome("died", type(error).__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from relora_lab import files
-from relora_lab.errors import BadInput, FolderHeld, require
+from relora_lab.errors import BadInput, require
 from relora_lab.launch import worker
 from relora_lab.launch.engine import Task
 from relora_lab.launch.jobs import Job
@@ -59,25 +59,34 @@ def do(job: Job, place: Place) -> Outcome:
 
 
 class Words:
-    """What jobs elsewhere say: a file for each in a hidden folder below `out`."""
+    """What jobs elsewhere say: a file for each in a hidden folder below `out`.
+
+    Raises FolderHeld if another driver gives out jobs for `out`.
+    """
 
     def __init__(self, out: Path) -> None:
         self.folder = jobs_folder(out.absolute())
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._held = ExitStack()
+        self._held.enter_context(files.locked(self.folder / "driver"))
         if not (self.folder / "name").exists():
             files.write_text(self.folder / "name", secrets.token_hex(8))
         self.place = Place(out.absolute(), (self.folder / "name").read_text(), Path.cwd())
-        self._held, self._heard = ExitStack(), False
-        with suppress(FolderHeld):  # by a second driver: locks are seen all the same
-            self._held.enter_context(files.locked(self.folder / "driver"))
+        self._ours = set[str]()  # keys of jobs that were given out here
+        self._heard = False
 
     def forget(self, job: Job) -> None:
         """Remove what was said of a job; it is given out anew."""
+        self._ours.add(job.key)
         _word(self.folder, job).unlink(missing_ok=True)
 
     def note_number(self, job: Job, number: str) -> None:
-        """Store the number that a queue gave to a job, for a driver that comes after this one."""
-        _word(self.folder, job).with_suffix(".number").write_text(number)
+        """Store the number that a queue gave to a job, for a driver that comes after this one; none if it is over."""
+        path = _word(self.folder, job).with_suffix(".number")
+        if number:
+            files.write_text(path, number)
+        else:
+            path.unlink(missing_ok=True)
 
     def number(self, job: Job) -> str:
         """The number that a queue gave to a job last; empty if there is none."""
@@ -89,9 +98,13 @@ class Words:
 
         Raises BadInput where it could not see that the driver holds a lock.
         """
-        word = files.read_json(_word(self.folder, task.job))
+        try:
+            word = files.read_json(_word(self.folder, task.job))
+        except BadInput:  # being replaced, on a network
+            return None
         self._heard = self._heard or bool(word)
-        seen = word.get("sees_driver", True)
+        # One that began for another driver may have begun when none was there.
+        seen = word.get("sees_driver", True) or task.job.key not in self._ours
         where = f"--out {self.place.out}: a lock held here is not seen on {word.get('host')}"
         require(seen, f"{where}; the file system needs locks that all machines share (mount it with flock)")
         if "folder" in word:
@@ -109,9 +122,9 @@ class Words:
         return Outcome("died", reason)
 
     def close(self, *, over: bool) -> None:
-        """Let go of the folder; with `over`, remove it: nothing is left to do."""
+        """Let go of the folder; with `over`, remove it, unless a queue still has jobs of another grid's."""
         self._held.close()
-        if over:
+        if over and not any(self.folder.glob("*.number")):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from relora_lab.errors import BadInput, one_line
+from relora_lab.errors import BadInput, one_line, require
 from relora_lab.launch import engine, remote
 from relora_lab.launch.driver import drive
 from relora_lab.launch.engine import Task
@@ -21,7 +21,10 @@ from relora_lab.workspace import jobs_folder
 
 ARRAY = 1000  # jobs at most; SLURM's MaxArraySize is 1001 unless it is set
 LOOK = 3.0  # seconds between looks at the queue
-GRACE = 60.0  # until the word of a task that has left the queue must be seen: a network file system takes its time
+GRACE = 60.0  # until the word of a job that has left the queue must be seen: a network file system takes its time
+AGAIN = 30.0  # until a controller that is busy, or has enough of one user's jobs, is asked again
+PASSES = ("timed out", "temporarily", "unable to contact", "submitjob", "submit job")  # refusals that time mends
+USUAL = ("None", "Resources", "Priority", "BeginTime", "Dependency", "JobArrayTaskLimit")  # why jobs wait
 
 
 def launch(
@@ -36,7 +39,7 @@ def launch(
 
     `options` are sbatch's, like {"partition": "long", "time": "10:00:00", "exclusive": True}. What is in the queue
     goes on without this process, and is taken up again by the same call. Raises BadInput without submitit or srun,
-    and for what sbatch refuses.
+    and for what sbatch refuses; what it has taken stays in the queue.
     """
     return drive(cells, Queue(out, workers, options or {}), title)
 
@@ -46,14 +49,14 @@ class Queue:
 
     def __init__(self, out: Path, workers: int, options: Mapping[str, str | bool]) -> None:
         submitit = library("submitit", "slurm", "--on slurm")
-        self.out, self._workers = out, workers
+        require("%" not in str(out.absolute()), f"--out {out}: SLURM takes % in a path for a sign of its own")
+        self.out, self._workers, self.trouble = out, workers, ""
         self._logs = jobs_folder(out.absolute()) / "slurm"
         self._tasks: dict[str, Task] = {}  # by SLURM's number of the job
         self._waiting: list[Job] = []  # for SLURM to take them
-        self._taken = False  # has it ever?
         self._refusal: type[Exception] = submitit.core.utils.FailedJobError
         self._gone: dict[str, float] = {}  # when a job was first seen to have left the queue without a word
-        self._next_look = 0.0
+        self._next_look = self._next_submission = 0.0
         try:
             self._executor = submitit.SlurmExecutor(self._logs)
         except RuntimeError:
@@ -71,54 +74,61 @@ class Queue:
         return self._workers - len(self._tasks) - len(self._waiting)
 
     def start(self) -> None:
+        require(self._look() is not None, f"--on slurm: {self.trouble}")
         self._words = remote.Words(self.out)
 
     def begin(self, jobs: Sequence[Job]) -> None:
         self._waiting += jobs
 
     def outcomes(self) -> Iterator[tuple[Task, Outcome]]:
-        if self._waiting:
+        now = time.monotonic()
+        if self._waiting and now >= self._next_submission:
             self._submit_waiting()
         time.sleep(0.5)
-        if time.monotonic() < self._next_look:
+        if now < self._next_look:
             return
-        alive = self._alive()  # before what they say: who has left by now has said all
+        alive = self._look()  # before what they say: who has left by now has said all
         for number, task in list(self._tasks.items()):
             outcome = self._words.hear(task)
             if outcome is None and alive is not None and number not in alive:
                 outcome = self._after_grace(number)
             if outcome is not None:
-                self._forget(number)
+                self._forget(number, task.job)
+                if outcome.how == "stopped":  # SLURM may start it again by itself, and so will the driver
+                    _scancel(number)
                 yield task, outcome
         self._next_look = time.monotonic() + LOOK
 
     def stop(self, received: list[int]) -> None:
-        before = len(received)
-        if signal.SIGHUP in received:  # who hangs up leaves, and the jobs stay
-            return
-        if self._tasks:
-            subprocess.run(["scancel", *self._tasks], check=False, capture_output=True)
-        while self._tasks.keys() & (self._alive() or set()) and len(received) == before:
-            time.sleep(0.5)
-        self._words.close(over=not received)
+        if received and signal.SIGHUP not in received:  # who hangs up, or fails, leaves the jobs in the queue
+            before = len(received)
+            _scancel(*self._tasks)
+            while self._tasks.keys() & (self._look() or {}).keys() and len(received) == before:
+                time.sleep(0.5)
+            if len(received) > before:
+                _scancel("--full", "--signal=KILL", *self._tasks)
+        self._words.close(over=not received and not self._tasks)
 
     def _submit_waiting(self) -> None:
         """Submit what waits, as arrays of those that need the same, but what is in the queue already."""
-        alive = self._alive()
+        alive = self._look()
         if alive is None:
             return
         for job in self._waiting.copy():
-            number = self._words.number(job)  # of a driver that is gone, or of another one
-            if number in alive or (number and self._words.shared_and_done(job)):
-                self._tasks[number] = engine.begun(job, self.out)
+            number = self._words.number(job)  # from a driver that is gone
+            if number in alive or self._words.shared_and_done(job):
+                self._tasks[number or job.key] = engine.begun(job, self.out)
                 self._waiting.remove(job)
         for needed, alike in groupby(sorted(self._waiting, key=remote.resources), key=remote.resources):
             try:
                 self._submit(list(alike)[:ARRAY], *needed)
             except self._refusal as error:
-                if not self._taken:
-                    raise BadInput(f"--on slurm: {one_line(error)}") from None
-                return  # a controller that is busy, or full, is asked again
+                for pickled in self._logs.glob("[!.]*.pkl"):
+                    if "_" not in pickled.name:  # no job has it
+                        pickled.unlink()
+                said = one_line(error)
+                require(any(reason in said.lower() for reason in PASSES), f"--on slurm: {said}")
+                self.trouble, self._next_submission = said, time.monotonic() + AGAIN
 
     def _submit(self, jobs: list[Job], cpus: int, gpus: int) -> None:
         for job in jobs:
@@ -132,15 +142,22 @@ class Queue:
             self._words.note_number(job, queued.job_id)
             self._tasks[queued.job_id] = engine.begun(job, self.out)
             self._waiting.remove(job)
-        self._taken = True
         for script in self._logs.glob("*submission*"):
-            script.unlink()
+            script.unlink(missing_ok=True)
 
-    def _alive(self) -> set[str] | None:
-        """Numbers of this user's jobs that are in the queue, waiting or running; None if it does not answer."""
-        command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i"]
+    def _look(self) -> dict[str, str] | None:
+        """This user's jobs in the queue, and why each waits; None if there is no answer. What is wrong is trouble."""
+        command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%r"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return set(done.stdout.split()) if done.returncode == 0 else None
+        if done.returncode:
+            self.trouble = " ".join(done.stderr.split()) or "squeue does not answer"
+            return None
+        found = dict(line.split("|", 1) for line in done.stdout.splitlines())
+        waits = (
+            f"job {number} waits: {found[number]}" for number in self._tasks if found.get(number, "None") not in USUAL
+        )
+        self.trouble = next(waits, "")
+        return found
 
     def _after_grace(self, number: str) -> Outcome | None:
         """The outcome of a job that has left the queue without a word, once that has been so for a while."""
@@ -152,11 +169,16 @@ class Queue:
         said = f"its log ends: {lines[-1]}" if lines else f"it left no log; do all nodes see {self._logs}?"
         return self._words.silent_death(f"SLURM job {number} ended without a result: {said}")
 
-    def _forget(self, number: str) -> None:
+    def _forget(self, number: str, job: Job) -> None:
         del self._tasks[number]
         self._gone.pop(number, None)
+        self._words.note_number(job, "")
         for path in self._logs.glob(f"{number}_*"):
             path.unlink(missing_ok=True)
+
+
+def _scancel(*arguments: str) -> None:
+    subprocess.run(["scancel", *arguments], check=False, capture_output=True)
 
 
 def _do(job: Job, place: remote.Place) -> None:

@@ -141,6 +141,9 @@ def test_a_slurm_queue_whose_job_driver_and_node_are_killed_leaves_the_same_byte
         wait_until(lambda: files.is_locked(out / ".jobs" / "driver"))
         time.sleep(2)  # by now the second driver has submitted what it misses
         kept.append(numbers(out).items() >= submitted.items())
+        running = subprocess.run(["squeue", "-hrt", "R", "-o", "%i"], capture_output=True, text=True, check=True)
+        subprocess.run(["scontrol", "requeue", running.stdout.split()[0]], check=False)
+        wait_until(lambda: training(out))
         slurm_cluster.cut_power(in_queue, "node1")
 
     losing = threading.Thread(target=lose)

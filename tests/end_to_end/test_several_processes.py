@@ -149,7 +149,10 @@ def test_two_processes_train_what_one_does(tmp_path, variants, name):
     assert content(two)[0] == files
     assert content(two)[1] == pytest.approx(losses, abs=1e-5)
     assert two.state == "finished"
-    assert [facts["end"] for _, facts in two.cycles()] == [facts["end"] for _, facts in one.cycles()]
+    for ours, theirs in zip(two.cycle_facts(), one.cycle_facts(), strict=True):
+        assert ours["end"] == theirs["end"]
+        assert ours.get("loss_before") == pytest.approx(theirs.get("loss_before"), abs=1e-5)
+        assert ours.get("loss_after") == pytest.approx(theirs.get("loss_after"), abs=1e-5)
     assert (two.environment["processes"], one.environment.get("processes")) == (2, None)
     for log in ("metrics", "eval"):
         assert [line["tokens"] for line in two.logs.read(log)] == [line["tokens"] for line in one.logs.read(log)]

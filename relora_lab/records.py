@@ -1,7 +1,6 @@
 """What a run writes down beside its loss: norms across restarts, each cycle's change, and the closing check."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,16 +20,21 @@ def norms(state: TrainState, folder: RunFolder, moment: str) -> Iterator[dict[st
     `moment` is "before" or "after" a restart, or "trace".
     """
     since_reference = state.step > state.config.training.reference
-    with folder.opened("warm_start") if since_reference else nullcontext() as reference:
-        for matrix in sizes.matrices(state.config.model.shape):
-            layer, weight = state.layers.get(matrix.name), f"{matrix.name}.weight"
-            row = {"matrix": matrix.name, "step": state.step, "cycle": state.cycle, "moment": moment}
-            merged = state.model.get_parameter(weight).detach() if layer is None else layer.merged_weight()
-            tensors = {} if layer is None else {"sBA": layer.update(), "A": layer.lora_A, "B": layer.lora_B}
-            tensors["W_merged"] = merged
-            if reference:
-                tensors["delta_W"] = merged - reference(weight).to(merged.device)
-            yield row | {name: float(tensors[name].float().norm()) if name in tensors else None for name in NORMS}
+    for matrix in sizes.matrices(state.config.model.shape):
+        layer = state.layers.get(matrix.name)
+        row: dict[str, Any] = {
+            "matrix": matrix.name,
+            "step": state.step,
+            "cycle": state.cycle,
+            "moment": moment,
+        }
+        weight = f"{matrix.name}.weight"
+        merged = state.model.get_parameter(weight).detach() if layer is None else layer.merged_weight()
+        tensors = {} if layer is None else {"sBA": layer.update(), "A": layer.lora_A, "B": layer.lora_B}
+        tensors["W_merged"] = merged
+        if since_reference:
+            tensors["delta_W"] = merged - folder.weight("warm_start", weight).to(merged.device)
+        yield row | {name: float(tensors[name].float().norm()) if name in tensors else None for name in NORMS}
 
 
 def cycle_pairs(state: TrainState) -> Pairs:
@@ -56,24 +60,21 @@ def check_identity(folder: RunFolder, reference: int) -> float:
     """
     cycles = folder.cycle_facts(since=reference)
     worst = 0.0
-    with folder.opened("warm_start") as warm_start, folder.opened("final") as end:
-        for name in folder.factored_matrices(cycles):
-            final = end(f"{name}.weight")
-            deviation = final.double() - warm_start(f"{name}.weight").double()
-            largest = float(final.double().abs().max() + deviation.abs().max())
-            for B, A, scale in folder.pairs(name, cycles):
-                deviation -= scale * (B.double() @ A.double())
-            relative = float(deviation.abs().max()) / largest
-            if relative > (allowed := _rounding(final.dtype, len(cycles))):
-                raise RuntimeError(
-                    f"{name}: final − reference differs from the sum of the cycles' updates by {relative:.1e} of the "
-                    f"largest weight (rounding explains {allowed:.1e})"
-                )
-            worst = max(worst, relative)
+    for name in folder.factored_matrices(cycles):
+        stored = folder.weight("final", f"{name}.weight")
+        final, dtype = stored.double(), stored.dtype
+        deviation = final - folder.weight("warm_start", f"{name}.weight").double()
+        largest = float(final.abs().max() + deviation.abs().max())
+        for B, A, scale in folder.pairs(name, cycles):
+            deviation -= scale * (B.double() @ A.double())
+        relative = float(deviation.abs().max()) / largest
+        # The products' rounding; and of a narrower dtype, W's at each merge and each new cycle.
+        rounding = 0 if dtype == torch.float32 else (2 * len(cycles) + 1) * torch.finfo(dtype).eps / 2
+        allowed = 8 * (len(cycles) + 1) * torch.finfo(torch.float32).eps + rounding
+        if relative > allowed:
+            raise RuntimeError(
+                f"{name}: final − reference differs from the sum of the cycles' updates by {relative:.1e} of the "
+                f"largest weight (rounding explains {allowed:.1e})"
+            )
+        worst = max(worst, relative)
     return worst
-
-
-def _rounding(dtype: torch.dtype, cycles: int) -> float:
-    """What the products' rounding explains; and of a narrower dtype, W's at each merge and each new cycle."""
-    of_weights = 0 if dtype == torch.float32 else (2 * cycles + 1) * torch.finfo(dtype).eps / 2
-    return 8 * (cycles + 1) * torch.finfo(torch.float32).eps + of_weights

@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,16 +251,10 @@ class RunFolder:
             files.write_tensors(making / "model.safetensors", tensors)
         self.record(which)
 
-    @contextmanager
-    def opened(self, which: str) -> Iterator[Callable[[str], Tensor]]:
-        """What reads tensors of merged weights by name, one at a time: memory holds those that are kept."""
-        with safe_open(self.path / which / "model.safetensors", "pt") as file:
-            yield file.get_tensor
-
     def weight(self, which: str, name: str) -> Tensor:
-        """One tensor of merged weights."""
-        with self.opened(which) as tensor:
-            return tensor(name)
+        """One tensor of merged weights; the file is opened for it alone, so memory holds one matrix."""
+        with safe_open(self.path / which / "model.safetensors", "pt") as file:
+            return file.get_tensor(name)
 
     def weights(self, which: str) -> Path:
         """The folder of merged weights. Raises BadInput where the run has not come that far."""

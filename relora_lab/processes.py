@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -61,22 +61,24 @@ def by_the_leader(function: Callable[P, T]) -> Callable[P, T | None]:
 def joined() -> Iterator[None]:
     """Train together with the other processes of torchrun inside the block.
 
-    If the leader's block fails the others raise that where they next listen to it.
+    If the leader's block fails the others raise that where they next listen to it; if any fails, those that wait for
+    its numbers raise a RuntimeError that says why.
     """
-    global _words
+    global _messages
     if torchrun.count() == 1:
         yield
         return
     store, number, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
-    _words = _Words(dist.PrefixStore("words", store))
+    _messages = _Messages(dist.PrefixStore("words", store))
     try:
         yield
-        largest(0)  # nobody leaves while another is still listening
+        largest(0)  # a barrier: nobody leaves while another is still listening
     except Exception as error:
+        _messages.fail(f"process {rank()} failed: {why(error)}")
         if leads():
-            _words.say(failed=[type(error).__name__, str(error), why(error)])
+            _messages.say(failed=[type(error).__name__, str(error), why(error)])
         if backend == "gloo":  # nccl would wait for the others, who may wait for this process
             dist.destroy_process_group()
         raise
@@ -126,7 +128,7 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         return
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.flatten() for tensor in bucket])
-        dist.all_reduce(flat)
+        _all_reduce(flat)
         for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
@@ -147,7 +149,7 @@ def totals(*numbers: float) -> list[float]:
     if count() == 1:
         return list(numbers)
     found = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(found)
+    _all_reduce(found)
     return found.tolist()
 
 
@@ -156,7 +158,7 @@ def largest(number: int) -> int:
     if count() == 1:
         return number
     found = torch.tensor(number)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
+    _all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 
@@ -167,16 +169,23 @@ def require_same_weights(weights: Mapping[str, Tensor]) -> None:
     flat = [weight.detach().flatten().view(torch.uint8) for weight in weights.values()]
     sums = torch.stack([weight.sum(dtype=torch.int64) for weight in flat]).cpu()
     highest = torch.stack([sums, -sums])
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    _all_reduce(highest, dist.ReduceOp.MAX)
     for name, most, least in zip(weights, highest[0], -highest[1], strict=True):
         if most != least:
             raise RuntimeError(f"{name} is no longer the same in all {count()} processes")
 
 
+def _all_reduce(tensor: Tensor, how: Any = dist.ReduceOp.SUM) -> None:
+    try:
+        dist.all_reduce(tensor, how)
+    except RuntimeError as error:  # of a connection that is gone, with its process
+        raise _messages.failure() or error from None
+
+
 # ---- words
 
 
-class _Words:
+class _Messages:
     """Plain data that each process says, word after word, for the others to hear; or what it failed by."""
 
     def __init__(self, store: dist.Store) -> None:
@@ -185,6 +194,17 @@ class _Words:
     def say(self, **word: Any) -> None:
         self._store.set(f"{rank()} {self._said}", json.dumps(word))
         self._said += 1
+
+    def fail(self, reason: str) -> None:
+        """Note why a process failed, unless another one was first: what comes later comes of that."""
+        self._store.compare_set("failed", "", reason)
+
+    def failure(self) -> RuntimeError | None:
+        """What `fail` noted, if it soon has."""
+        with suppress(RuntimeError):
+            self._store.wait(["failed"], timedelta(seconds=5))
+            return RuntimeError(self._store.get("failed").decode())
+        return None
 
     def hear(self, speaker: int) -> Any:
         word = json.loads(self._store.get(f"{speaker} {self._heard[speaker]}"))
@@ -196,18 +216,18 @@ class _Words:
         return word["said"]
 
 
-_words: _Words  # of the processes that have joined
+_messages: _Messages  # of the processes that have joined
 
 
 def tell(said: Any) -> None:
     """Say plain data to the others, who `hear` it."""
     if count() > 1:
-        _words.say(said=said)
+        _messages.say(said=said)
 
 
 def hear() -> Any:
     """What the leader tells next. Raises what it failed by."""
-    return _words.hear(0)
+    return _messages.hear(0)
 
 
 def from_leader(make: Callable[[], T]) -> T:
@@ -242,8 +262,8 @@ def of_all(value: T) -> list[T]:
     """The plain data of every process, by rank."""
     if count() == 1:
         return [value]
-    _words.say(said=value)
-    return [value if number == rank() else _words.hear(number) for number in range(count())]
+    _messages.say(said=value)
+    return [value if number == rank() else _messages.hear(number) for number in range(count())]
 
 
 @contextmanager

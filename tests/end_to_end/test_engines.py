@@ -122,6 +122,12 @@ slurm.launch(grid.cells(Path(sys.argv[1]).read_text(), seeds=[0]), Path(sys.argv
 """
 
 
+def running():
+    """Numbers of SLURM's jobs that are running."""
+    done = subprocess.run(["squeue", "-hrt", "R", "-o", "%i"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
 def numbers(out):
     """What SLURM called the jobs that were submitted last, by the name of the file that says it."""
     return {path.name: path.read_text() for path in out.glob(".jobs/*.number")}
@@ -141,9 +147,9 @@ def test_a_slurm_queue_whose_job_driver_and_node_are_killed_leaves_the_same_byte
         wait_until(lambda: files.is_locked(out / ".jobs" / "driver"))
         time.sleep(2)  # by now the second driver has submitted what it misses
         kept.append(numbers(out).items() >= submitted.items())
-        running = subprocess.run(["squeue", "-hrt", "R", "-o", "%i"], capture_output=True, text=True, check=True)
-        subprocess.run(["scontrol", "requeue", running.stdout.split()[0]], check=False)
-        wait_until(lambda: training(out))
+        requeued = wait_until(lambda: running() if training(out) else [])[0]
+        subprocess.run(["scontrol", "requeue", requeued], check=True)
+        wait_until(lambda: training(out) and requeued not in running())
         slurm_cluster.cut_power(in_queue, "node1")
 
     losing = threading.Thread(target=lose)

@@ -90,12 +90,14 @@ def stop_one(me: int, todo: Path) -> None:
 
 
 def command(at: str, rank: str, how: str, notes: str, *arguments: str) -> None:
-    """The command. Before the update after step `at` one process is killed, or torchrun is told to stop."""
+    """The command. Before the update after step `at` one process fails, is killed, or tells torchrun to stop."""
     update, step = Trainer._update, 0
 
     def disturbed(self):
         nonlocal step
         if self.state.step == int(at) and processes.rank() == int(rank):
+            if how == "raise":
+                raise MemoryError("none is left here")
             os.kill(os.getpid() if how == "KILL" else os.getppid(), signal.Signals[f"SIG{how}"])
         if self.state.step >= int(at):
             time.sleep(0.05)  # time to hear of it
@@ -234,6 +236,15 @@ def test_what_ends_the_leader_ends_all_and_is_said_once(tmp_path, tiny):
     assert len(said) == 1
     assert f"is held by process {os.getpid()}" in said[0]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[4, 0], [4, 0]]
+
+
+def test_why_one_process_failed_is_what_the_run_says(tmp_path, tiny):
+    settings, folder = tmp_path / "run.toml", RunFolder(tmp_path / "runs" / "run")
+    settings.write_text(config.dumps(changed(tiny)))
+    done = two_processes("command", 27, 1, "raise", tmp_path, "train", settings, "--out", folder.path)
+    assert done.returncode != 0
+    assert folder.state == "failed"
+    assert folder.status["reason"] == "RuntimeError: process 1 failed: MemoryError: none is left here"
 
 
 if __name__ == "__main__":

@@ -123,9 +123,9 @@ class Words:
 
     def close(self, *, over: bool) -> None:
         """Let go of the folder; with `over`, remove it, unless a queue still has jobs of another grid's."""
-        self._held.close()
         if over and not any(self.folder.glob("*.number")):
             shutil.rmtree(self.folder, ignore_errors=True)
+        self._held.close()
 
 
 def resources(job: Job) -> tuple[int, int]:

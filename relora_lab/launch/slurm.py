@@ -54,6 +54,7 @@ class Queue:
         self._logs = jobs_folder(out.absolute()) / "slurm"
         self._tasks: dict[str, Task] = {}  # by SLURM's number of the job
         self._waiting: list[Job] = []  # for SLURM to take them
+        self._refused = ""  # why it did not, the last time
         self._refusal: type[Exception] = submitit.core.utils.FailedJobError
         self._gone: dict[str, float] = {}  # when a job was first seen to have left the queue without a word
         self._next_look = self._next_submission = 0.0
@@ -126,9 +127,9 @@ class Queue:
                 for pickled in self._logs.glob("[!.]*.pkl"):
                     if "_" not in pickled.name:  # no job has it
                         pickled.unlink()
-                said = one_line(error)
-                require(any(reason in said.lower() for reason in PASSES), f"--on slurm: {said}")
-                self.trouble, self._next_submission = said, time.monotonic() + AGAIN
+                self._refused, self._next_submission = one_line(error), time.monotonic() + AGAIN
+                passes = any(reason in self._refused.lower() for reason in PASSES)
+                require(passes, f"--on slurm: {self._refused}")
 
     def _submit(self, jobs: list[Job], cpus: int, gpus: int) -> None:
         for job in jobs:
@@ -136,6 +137,7 @@ class Queue:
         # srun takes only what it is told itself, since SLURM 22.05
         needs = {"cpus_per_task": cpus, "srun_args": [f"--cpus-per-task={cpus}"], "gpus_per_node": gpus or None}
         self._executor.update_parameters(**needs)
+        self._refused = ""
         with self._executor.batch():
             submitted = [self._executor.submit(_do, job, self._words.place) for job in jobs]
         for job, queued in zip(jobs, submitted, strict=True):
@@ -156,7 +158,7 @@ class Queue:
         waits = (
             f"job {number} waits: {found[number]}" for number in self._tasks if found.get(number, "None") not in USUAL
         )
-        self.trouble = next(waits, "")
+        self.trouble = next(waits, self._refused)
         return found
 
     def _after_grace(self, number: str) -> Outcome | None:

@@ -1,6 +1,7 @@
 """The same grid here, on a Ray cluster and in a SLURM queue: the same bytes, whoever dies on the way."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,27 @@ def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(tiny, tmp_pa
         slurm.launch(cells, tmp_path / "runs")
     assert [run.state for run in runs] == ["stopped"] * 2
     assert all(run.checkpoint_step == run.status["step"] > 0 and not run.held for run in runs)
+
+
+BUSY = """#!/bin/sh
+if mkdir "$0.first" 2>/dev/null; then
+    echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2
+    exit 1
+fi
+exec SBATCH "$@"
+"""
+
+
+def test_a_controller_that_is_busy_is_asked_again_and_that_is_said(in_queue, tiny, tmp_path, monkeypatch, capsys):
+    busy = tmp_path / "bin" / "sbatch"
+    busy.parent.mkdir()
+    busy.write_text(BUSY.replace("SBATCH", shutil.which("sbatch")))
+    busy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{busy.parent}:{in_queue['PATH']}")
+    monkeypatch.setattr(slurm, "AGAIN", 1.0)
+    assert slurm.launch({"cell": changed(tiny, training={"warm_start": 0})}, tmp_path / "runs") == {}
+    said = capsys.readouterr().err.splitlines()
+    assert said[said.index("going on") - 1].endswith("Socket timed out on send/recv operation")
 
 
 @pytest.mark.usefixtures("in_queue")

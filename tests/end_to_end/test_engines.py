@@ -77,11 +77,15 @@ def test_a_ray_cluster_that_loses_a_worker_and_then_a_node_leaves_the_same_bytes
     assert not (tmp_path / ".jobs").exists()
 
 
-@pytest.mark.usefixtures("cluster")
-def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_states(tiny, tmp_path):
-    failing = {"bad": changed(tiny, data={"corpus": str(tmp_path / "nowhere.txt")})}
-    long = {f"long{n}": changed(tiny, training={"steps": 20000, "seed": n}) for n in (0, 1)}
-    runs = [RunFolder(tmp_path / "runs" / name) for name in long]
+@pytest.fixture
+def long(tiny):
+    """Two cells that nobody waits for."""
+    return {f"long{seed}": changed(tiny, training={"steps": 20000, "seed": seed}) for seed in (0, 1)}
+
+
+def launch_and_stop(launch, cells, out):
+    """Send SIGTERM to a grid when its long cells train, and see that each of them saves its state."""
+    runs = [RunFolder(out / name) for name in cells if name.startswith("long")]
 
     def stop():
         wait_until(lambda: all(run.state == "running" for run in runs))
@@ -89,9 +93,15 @@ def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_sta
 
     threading.Thread(target=stop).start()
     with pytest.raises(Interrupted, match="the same command goes on from here"):
-        ray.launch(failing | long, tmp_path / "runs")
+        launch(cells, out)
     assert [run.state for run in runs] == ["stopped"] * 2
     assert all(run.checkpoint_step == run.status["step"] > 0 and not run.held for run in runs)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_states(tiny, long, tmp_path):
+    failing = {"bad": changed(tiny, data={"corpus": str(tmp_path / "nowhere.txt")})}
+    launch_and_stop(ray.launch, failing | long, tmp_path / "runs")
     assert "nowhere.txt: cannot be read" in RunFolder(tmp_path / "runs" / "bad").status["reason"]
 
 
@@ -163,19 +173,8 @@ def test_a_slurm_queue_whose_job_driver_and_node_are_killed_leaves_the_same_byte
 
 
 @pytest.mark.usefixtures("in_queue")
-def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(tiny, tmp_path):
-    cells = {f"long{n}": changed(tiny, training={"steps": 20000, "seed": n}) for n in (0, 1)}
-    runs = [RunFolder(tmp_path / "runs" / name) for name in cells]
-
-    def stop():
-        wait_until(lambda: all(run.state == "running" for run in runs))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    with pytest.raises(Interrupted, match="the same command goes on from here"):
-        slurm.launch(cells, tmp_path / "runs")
-    assert [run.state for run in runs] == ["stopped"] * 2
-    assert all(run.checkpoint_step == run.status["step"] > 0 and not run.held for run in runs)
+def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(long, tmp_path):
+    launch_and_stop(slurm.launch, long, tmp_path / "runs")
 
 
 BUSY = """#!/bin/sh

@@ -128,7 +128,7 @@ def trains_from(run_folder, step):
     return lambda: run_folder.checkpoint_step >= step and run_folder.held
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=240):
     """What the condition gives, as soon as it holds."""
     end = time.monotonic() + seconds
     while not (found := condition()):

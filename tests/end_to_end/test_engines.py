@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import slurm_cluster
@@ -47,24 +49,32 @@ def left_behind(out, cells):
     return {name: content(out / name) for name in cells}, [t.table(runs).to_csv() for t in (perplexity, ablation)]
 
 
+def trains(node, out):
+    """Does a worker of that Ray node train something below `out`?"""
+    raylet = node.all_processes["raylet"][0].process.pid
+    with suppress(OSError):  # it has ended meanwhile
+        return any(f"PPid:\t{raylet}\n" in Path(f"/proc/{worker}/status").read_text() for worker in training(out))
+    return False
+
+
 @pytest.fixture
 def cluster(monkeypatch):
-    """Two Ray nodes of one CPU each, as (cluster, the one that can go)."""
+    """A Ray cluster and its two nodes that work, of one CPU each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
-    cluster = cluster_utils.Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 1})
-    yield cluster, cluster.add_node(num_cpus=1)
+    cluster = cluster_utils.Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 0})
+    yield cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster_utils.ray.shutdown()
     cluster.shutdown()
 
 
 def test_a_ray_cluster_that_loses_a_worker_and_then_a_node_leaves_the_same_bytes(cells, here, cluster, tmp_path):
-    cluster, node = cluster
+    cluster, nodes = cluster
     lost = []
 
     def lose():
         lost.append(kill_one(tmp_path))
-        wait_until(lambda: len(training(tmp_path)) == 2)
+        node = wait_until(lambda: next((node for node in nodes if trains(node, tmp_path)), None))
         cluster.remove_node(node, allow_graceful=False)
         lost.append(node)
 

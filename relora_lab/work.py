@@ -4,8 +4,6 @@ from relora_lab import sizes
 from relora_lab.costs import merging_pays
 from relora_lab.settings import RunConfig
 
-DEFAULT_VOCABULARY = 32000  # where a tokenizer decides it
-
 
 def matrix_flops(rows: int, cols: int, rank: int | None, tokens: int, *, passes: int = 1) -> int:
     """Of the products of one wrapped matrix, forward and backward, in each of `passes` of so many tokens.
@@ -23,21 +21,25 @@ def matrix_flops(rows: int, cols: int, rank: int | None, tokens: int, *, passes:
     return 2 * rows * cols * rank + passes * (4 * tokens * rows * cols + gradients)
 
 
-def update_flops(run: RunConfig, *, low_rank: bool) -> int:
-    """Of all products of an update: the blocks' matrices, the head, attention as 12·layers·tokens·sequence·hidden.
+def other_flops(size: sizes.Size, tokens: int, sequence: int, vocabulary: int) -> tuple[int, int]:
+    """Of products without a wrapped matrix, forward and backward: attention (12·layers·T·sequence·hidden), head."""
+    return 12 * size.layers * tokens * sequence * size.hidden, 6 * tokens * vocabulary * size.hidden
 
-    With gradient checkpointing the blocks' forward products count twice.
+
+def update_flops(run: RunConfig, *, low_rank: bool) -> int:
+    """Of all products of an update. With gradient checkpointing the blocks' forward products count twice.
+
+    The settings have to say how large the vocabulary is, as for a plan of memory.
     """
     shape, length, passes = run.model.shape, run.data.sequence_length, run.training.micro_batches
-    tokens = run.data.batch_size * length
+    tokens, matrices = run.data.batch_size * length, list(sizes.matrices(run.model.shape))
     rank = run.low_rank.rank if low_rank and run.low_rank else None
-    blocks = 12 * shape.layers * tokens * length * shape.hidden
-    for matrix in sizes.matrices(shape):
-        blocks += matrix_flops(matrix.rows, matrix.cols, rank, tokens // passes, passes=passes)
+    attention, head = other_flops(shape, tokens, length, run.data.vocabulary or 0)
+    found = attention + head
+    found += sum(matrix_flops(of.rows, of.cols, rank, tokens // passes, passes=passes) for of in matrices)
     if run.training.gradient_checkpointing:
-        blocks += 4 * shape.layers * tokens * length * shape.hidden
-        blocks += sum(2 * tokens * matrix.rows * matrix.cols for matrix in sizes.matrices(shape))
-    return blocks + 6 * tokens * (run.data.vocabulary or DEFAULT_VOCABULARY) * shape.hidden
+        found += attention // 3 + sum(2 * tokens * of.rows * of.cols for of in matrices)
+    return found
 
 
 def run_flops(run: RunConfig) -> int:

@@ -34,11 +34,10 @@ def matrix_flops(method: str, m: int, n: int, r: int | None, tokens: int) -> int
 
 
 def step_flops(side: Side, run: RunConfig, vocabulary: int) -> int:
-    """Of all products: the blocks' matrices, the head, attention as 12·layers·tokens·sequence·hidden."""
+    """Of all products: the blocks' matrices, attention, the head."""
     shape, tokens = run.model.shape, run.data.batch_size * run.data.sequence_length
     blocks = sum(matrix_flops(side.method, of.rows, of.cols, side.rank, tokens) for of in sizes.matrices(shape))
-    attention = 12 * shape.layers * tokens * run.data.sequence_length * shape.hidden
-    return blocks + 6 * tokens * vocabulary * shape.hidden + attention
+    return blocks + sum(work.other_flops(shape, tokens, run.data.sequence_length, vocabulary))
 
 
 def optimizer_bytes(side: Side, run: RunConfig, vocabulary: int) -> int:

@@ -20,7 +20,7 @@ from analysis import load_runs
 from analysis.tables import ablation, perplexity
 from relora_lab import files, grid
 from relora_lab.errors import BadInput, Interrupted
-from relora_lab.launch import local, ray, slurm
+from relora_lab.launch import local, ray, remote, slurm
 from relora_lab.runs import RunFolder
 
 
@@ -113,6 +113,18 @@ def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_sta
     failing = {"bad": changed(tiny, data={"corpus": str(tmp_path / "nowhere.txt")})}
     launch_and_stop(ray.launch, failing | long, tmp_path / "runs")
     assert "nowhere.txt: cannot be read" in RunFolder(tmp_path / "runs" / "bad").status["reason"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_ray_node_that_sees_another_folder_ends_the_grid_in_a_line(cells, tmp_path, monkeypatch):
+    class Elsewhere(remote.Words):
+        def __init__(self, out):
+            super().__init__(out)
+            self.place = self.place._replace(name="of another folder")
+
+    monkeypatch.setattr(remote, "Words", Elsewhere)
+    with pytest.raises(BadInput, match=r"is another folder on .*; all machines of a grid need to share it"):
+        ray.launch(cells, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,11 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """The runs in a folder of run folders, or of several such folders or run folders: a row a run.
 
     Columns: run (folder name), label (what the run is, whatever its seed: the folder's name without "-seed0"),
-    seed, method, size, control (is it a control size?), P1's four toggles (restarts, reset, jagged, warm_start),
-    state, reason, step, steps, loss (held-out, nats), perplexity, trained and parameters (counts), corpus
-    (sha256), path, and every setting as table.field. What a run has not reached yet is missing. Labels are an
-    ordered categorical: full-rank runs first, ReLoRA before LoRA, warm starts before cold ones.
+    seed, method, variant (which of its method's labels this is, from 0), size, control (is it a control size?), P1's
+    four toggles (restarts, reset, jagged, warm_start), state, reason, step, steps, loss (held-out, nats), perplexity,
+    trained and parameters (counts), corpus (sha256), path, and every setting as table.field. What a run has not
+    reached yet is missing. Labels are an ordered categorical: full-rank runs first, ReLoRA before LoRA, warm starts
+    before cold ones.
     Raises BadInput, naming the folder, where there is no run or one was written by a newer version.
     """
     given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
@@ -39,6 +40,8 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     rows.sort(key=_rank)
     frame = pd.DataFrame(rows)
     frame["label"] = pd.Categorical(frame["label"], list(dict.fromkeys(frame["label"])), ordered=True)
+    first = frame.drop_duplicates("label").set_index("label")
+    frame["variant"] = frame["label"].map(first.groupby("method").cumcount()).astype(int)
     return frame.sort_values(["label", "seed", "run"], ignore_index=True)
 
 

@@ -1,7 +1,7 @@
 """One file a figure. `data(runs)` holds every number drawn, `draw(frame, ax)` draws it, `describe(frame)` says it.
 
-The docstring's first line is the figure's title. SIZE is in inches. Labels are ordered categoricals (load_runs), so
-a label has one colour in every figure of a report. A figure that is empty is left out of a report where OPTIONAL is
+The docstring's first line is the figure's title. SIZE is in inches. A method has one colour everywhere, and a label
+one look in every figure of a report (`labelled`). A figure that is empty is left out of a report where OPTIONAL is
 True. The only place that knows matplotlib.
 """
 
@@ -18,6 +18,7 @@ from typing import IO, Any
 import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -28,8 +29,22 @@ ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
 CROWD = 8  # labels that fit into axes
 LONGEST = 24  # letters of a role
 
-# Okabe and Ito's colours, which the colour-blind tell apart; dashes tell lines apart in grey.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000"]
+# Okabe and Ito's colours and three more: the colour-blind tell them apart. Dashes tell lines apart in grey.
+METHODS = {
+    "full": "#0072B2",
+    "relora": "#D55E00",
+    "lora": "#009E73",
+    "low_rank": "#CC79A7",
+    "online_relora": "#B2182B",
+    "redora": "#E69F00",
+    "repissa": "#762A83",
+    "reloqra": "#56B4E9",
+    "galore": "#4D4D4D",
+    "adam_mini": "#000000",
+}
+COLOURS = list(METHODS.values())
+OWN = "#8C6D31"  # of a method that is not among them
+SHADES = [0.0, 0.45, -0.35, 0.7]  # of a method's colour, for its labels: the share of white, or of black
 DASHES = ["-", (0, (8, 1)), (0, (4, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1))]
 
 
@@ -70,6 +85,14 @@ def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
         figure.savefig(file, format=kind, metadata=undated.get(kind))
 
 
+def labelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame with labels in the order of `runs`, and `method` and `variant` (load_runs), which make a look."""
+    frame = frame.astype({"label": runs["label"].dtype})
+    if not {"method", "variant"} <= set(runs):
+        return frame
+    return frame.join(runs.drop_duplicates("label").set_index("label")[["method", "variant"]], on="label")
+
+
 def by_label(frame: pd.DataFrame, *, letters: int = 20) -> Iterator[tuple[str, pd.DataFrame, dict[str, Any]]]:
     """(label, cut to so many letters, its rows, the line style that is its own in every figure), in their order."""
     labels = frame["label"].astype("category")
@@ -77,8 +100,18 @@ def by_label(frame: pd.DataFrame, *, letters: int = 20) -> Iterator[tuple[str, p
     for number, label in enumerate(labels.cat.categories):
         rows = frame[labels == label]
         if len(rows):
-            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
-            yield names[number], rows, look
+            yield names[number], rows, _look(rows.iloc[0], number)
+
+
+def _look(row: pd.Series, number: int) -> dict[str, Any]:
+    """Colour and dashes of a label: by method and variant; where those are not known, by its place."""
+    if "variant" not in row:
+        return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+    place = list(METHODS).index(row["method"]) if row["method"] in METHODS else len(METHODS)
+    share = SHADES[row["variant"] % len(SHADES)]
+    pure, other = to_rgb([*COLOURS, OWN][place]), float(share > 0)
+    red, green, blue = ((1 - abs(share)) * part + abs(share) * other for part in pure)
+    return {"color": to_hex((red, green, blue)), "linestyle": DASHES[(place + row["variant"]) % len(DASHES)]}
 
 
 def _of_legend(label: str, letters: int) -> str:

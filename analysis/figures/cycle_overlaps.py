@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.cycles import of_runs
-from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, split
+from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, labelled, split
 
 ORDER = 8
 OPTIONAL = True
@@ -20,7 +20,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     by_run = found.groupby([*keys, "run"], observed=True)[["overlap", "chance"]].mean().dropna()
     groups = by_run.groupby(keys, observed=True)
     frame = groups["overlap"].agg(["mean", "min", "max", "count"]).set_axis(["overlap", "low", "high", "n"], axis=1)
-    return frame.assign(chance=groups["chance"].mean()).reset_index().astype({"label": runs["label"].dtype})
+    return labelled(frame.assign(chance=groups["chance"].mean()).reset_index(), runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

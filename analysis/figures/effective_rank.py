@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import rank_measures
-from analysis.figures import TWO_COLUMNS, by_label, fitting, make_higher, of_role, split
+from analysis.figures import TWO_COLUMNS, by_label, fitting, labelled, make_higher, of_role, split
 from analysis.naming import role_key
 from relora_lab.errors import printable
 
@@ -23,7 +23,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     """label, layer, role, effective_rank (exp of the entropy of σ / Σσ), per (that over the smaller side), n: means
     over seeds, and over the n matrices that a layer has of the role."""
     found = spectra.of_runs(runs)
-    return by_layer(found) if len(found) else found
+    return labelled(by_layer(found), runs) if len(found) else found
 
 
 def by_layer(found: pd.DataFrame) -> pd.DataFrame:

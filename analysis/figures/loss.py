@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, split
+from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, labelled, split
 from relora_lab.runs import RunFolder
 
 ORDER = 1
@@ -19,7 +19,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     by_step = pd.concat(found).groupby(["label", "step"], observed=True)
     frame = by_step["loss"].agg(["mean", "min", "max", "count"]).set_axis(["loss", "low", "high", "n"], axis=1)
     frame = frame.assign(trained=by_step["trained"].first()).reset_index()
-    return frame.astype({"label": runs["label"].dtype})
+    return labelled(frame, runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, split
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, split
 from analysis.norms import norm_traces
 
 ORDER = 9
@@ -19,7 +19,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     found = [_of_run(run) for _, run in runs.iterrows()]
     keys = ["label", "step", "moment", "norm"]
     frame = pd.concat(found).groupby(keys, observed=True)["value"].mean().reset_index()
-    frame = frame.astype({"label": runs["label"].dtype, "moment": pd.CategoricalDtype(MOMENTS, ordered=True)})
+    frame = labelled(frame.astype({"moment": pd.CategoricalDtype(MOMENTS, ordered=True)}), runs)
     return frame.sort_values(["label", "norm", "step", "moment"], ignore_index=True)
 
 

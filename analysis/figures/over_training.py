@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import rank_measures
-from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, split
+from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, labelled, split
 from relora_lab.runs import RunFolder
 
 ORDER = 7
@@ -26,7 +26,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     found = pd.concat([_of_run(run) for run in kept])
     groups = found.groupby(["label", "measure", "step"], observed=True)["value"]
     frame = groups.agg(["mean", "min", "max", "count"]).set_axis(["value", "low", "high", "n"], axis=1)
-    return frame.reset_index().astype({"label": runs["label"].dtype})
+    return labelled(frame.reset_index(), runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

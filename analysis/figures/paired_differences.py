@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, make_higher, plain
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, labelled, make_higher, plain
 from analysis.statistics import pairs, summarise
 from analysis.tables import show
 from analysis.tables.ablation import HOLM, comparisons, differences, reference
@@ -49,7 +49,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     frame["n"] = frame.groupby("label")["value"].transform("count")
     ends = ["mean", "low", "high", "bootstrap_low", "bootstrap_high"]
     columns = ["label", "less", "seed", "value", *ends, "n", "p", HOLM, "remark"]
-    return frame[columns].astype({"label": runs["label"].dtype, "seed": "Int64"})
+    return labelled(frame[columns].astype({"seed": "Int64"}), runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import ONE_COLUMN, add_legend, by_label
+from analysis.figures import ONE_COLUMN, add_legend, by_label, labelled
 from relora_lab.runs import RunFolder
 
 ORDER = 2
@@ -14,7 +14,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first seed."""
     first = runs.drop_duplicates("label")
     frame = pd.concat([_of_run(run) for _, run in first.iterrows()], ignore_index=True)
-    return frame.astype({"label": runs["label"].dtype})
+    return labelled(frame, runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:

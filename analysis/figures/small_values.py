@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.counts import of_run
-from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, plain
+from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, labelled, plain
 from analysis.naming import role_key
 from analysis.spectra import with_weights
 
@@ -25,7 +25,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     if counted.empty:
         return pd.DataFrame()
     by = counted.groupby(["label", "role"], observed=True)[["below", "above", "total", "at_least"]]
-    frame = by.mean().reset_index().astype({"label": runs["label"].dtype})
+    frame = labelled(by.mean().reset_index(), runs)
     return frame.sort_values(["label", "role"], key=_in_order, ignore_index=True)
 
 

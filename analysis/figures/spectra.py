@@ -15,6 +15,7 @@ from analysis.figures import (
     by_label,
     fitting,
     handles_of,
+    labelled,
     make_higher,
     of_role,
     split,
@@ -38,7 +39,9 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     `density` integrates to the share of values within the bins; `total` counts all values, also those beyond.
     """
     found = of_paper(spectra.of_runs(runs))
-    return histograms(found, upper=upper_end(found)) if len(found) else found
+    return (
+        labelled(histograms(found, upper=upper_end(found)), runs) if found["sigma"].notna().any() else pd.DataFrame()
+    )
 
 
 def of_paper(found: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import spectra
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, make_higher, split, tighten
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, make_higher, split, tighten
 from analysis.figures.spectra import (
     ROW,
     about,
@@ -32,7 +32,7 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     """label, layer, role, left, right, density, count, total: histograms pooled over seeds; layers: how many the
     models have, of which 24 are drawn, evenly spread, where there are more."""
     found = of_paper(spectra.of_runs(runs))
-    return histograms_by_layer(found) if len(found) else found
+    return labelled(histograms_by_layer(found), runs) if found["sigma"].notna().any() else pd.DataFrame()
 
 
 def histograms_by_layer(found: pd.DataFrame) -> pd.DataFrame:

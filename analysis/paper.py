@@ -11,7 +11,11 @@ from analysis.load import TOGGLES
 
 @cache
 def numbers() -> pd.DataFrame:
-    """Every number: paper, table, row, column, value (NaN where it is text), text, kind, quantity, note."""
+    """Every number: paper, table, row, column, kind, quantity, note, flag, text, value (NaN where it is no number).
+
+    kind: printed (in a table), text (printed elsewhere), derived (from what the text says) or public notebook.
+    text has the printed digits (122K is 122e3); flag is what contradicts the number, "" where nothing does.
+    """
     found = []
     for path in sorted(files("experiments").joinpath("papers").iterdir(), key=lambda path: path.name):
         if not path.name.endswith(".toml"):
@@ -22,7 +26,8 @@ def numbers() -> pd.DataFrame:
             for row, values in table["rows"].items():
                 for column, value in zip(table["columns"], values, strict=True):
                     place = {"paper": paper["paper"], "row": row, "column": column}
-                    found.append({**place, **about, "text": str(value)})
+                    flag = table.get("flags", {}).get(f"{row} / {column}", "")
+                    found.append({**place, **about, "flag": flag, "text": str(value)})
     frame = pd.DataFrame(found)
     return frame.assign(value=pd.to_numeric(frame["text"], errors="coerce"))
 
@@ -34,6 +39,11 @@ def table(paper: str, name: str) -> pd.DataFrame:
         raise KeyError(f"{paper} {name}")
     wide = found.pivot(index="row", columns="column", values="text")
     return wide.loc[found["row"].unique(), found["column"].unique()]
+
+
+def flags() -> pd.DataFrame:
+    """The numbers that something contradicts: paper, table, row, column, text, flag (what, and where)."""
+    return numbers().query("flag != ''")[["paper", "table", "row", "column", "text", "flag"]]
 
 
 def row_of(run: pd.Series) -> str | None:

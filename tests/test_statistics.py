@@ -1,4 +1,4 @@
-"""Means with errors, differences paired by seed, several comparisons, and the papers' printed numbers."""
+"""Means with errors, differences paired by seed, and several comparisons."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import paper, tables
+from analysis import tables
 from analysis.load import require_comparable
 from analysis.statistics import holm, paired_difference, standard_error, summarise
 from analysis.tables import ablation
@@ -209,23 +209,3 @@ def test_a_summary_says_in_words_what_it_lacks():
     assert told.loc["alone", "remark"] == "seed 1 missing; one seed: no error"
     assert told.loc["waiting", "remark"] == "running at step 9 (seed 0, 1)"
     assert math.isnan(told.loc["waiting", "loss"])
-
-
-def test_the_papers_numbers_are_as_printed():
-    table2 = paper.table("P1", "Table 2")
-    assert table2.loc["relora"].tolist() == ["34.46", "25.04", "22.48", "19.32", "17.27"]
-    assert table2.loc["control", "130M"] == "27.30"
-    assert paper.table("P1", "Table 6").loc["restarts + reset", "perplexity"] == "diverged"
-    frame = paper.numbers()
-    assert not frame.duplicated(["paper", "table", "row", "column"]).any()
-    assert set(frame["kind"]) <= {"printed", "public notebook"}
-
-
-def test_the_counts_of_figure_12_are_there():
-    """Guitaricet/relora, notebooks/09_bar_plot.ipynb; lora is 12·(768 − 128) a projection."""
-    counts = paper.table("P1", "Figure 12").astype(int)
-    assert counts.loc["full"].to_dict() == {"q": 1173, "k": 1203, "v": 2641, "up": 0, "down": 0}
-    assert counts.loc["relora"].to_dict() == {"q": 5693, "k": 5723, "v": 6050, "up": 4884, "down": 4942}
-    assert counts.loc["lora"].to_dict() == {"q": 7680, "k": 7680, "v": 7681, "up": 7680, "down": 7680}
-    with pytest.raises(KeyError):
-        paper.table("P1", "Table 99")

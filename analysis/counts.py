@@ -1,6 +1,7 @@
 """How many singular values are small, how many are not zero, how many there can be; and other measures of rank."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from analysis.checkpoints import ROUNDING
 from analysis.naming import MATRIX, role_key
-from analysis.spectra import Comparison
+from analysis.spectra import Comparison, stamps
 from analysis.spectra import of_run as comparison_of
 from relora_lab.runs import RunFolder
 
@@ -146,6 +147,11 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
 
 def of_run(run: str | Path, threshold: float = 0.1) -> pd.DataFrame:
     """A row a matrix of an ended run: rank, floor, ceiling, and below, above, total at the threshold."""
+    return _of_run(Path(run), threshold, stamps(run)).copy()
+
+
+@lru_cache(maxsize=256)
+def _of_run(run: Path, threshold: float, files: object) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     comparison = comparison_of(run)
     ranks = numerical_ranks(comparison, merges=merges_since_reference(run))
     ceilings = rank_ceilings(run, comparison.matrices)

@@ -45,6 +45,14 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     return frame.sort_values(["label", "seed", "run"], ignore_index=True)
 
 
+def by_size(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each size, controls with the size whose controls they are; labels as if each were loaded alone."""
+    sizes = runs["size"].str.removeprefix("control:").str.removesuffix("-control")
+    if sizes.nunique() == 1:
+        return {sizes.iloc[0]: runs}
+    return {size: load_runs(mine["path"]) for size, mine in runs.groupby(sizes, sort=False)}
+
+
 def require_comparable(runs: pd.DataFrame) -> None:
     """Raise BadInput unless all runs saw as many tokens of one corpus in as many steps, and were evaluated alike.
 

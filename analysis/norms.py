@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import logs
 from relora_lab import sizes
 from relora_lab.runs import RunFolder
 
@@ -21,6 +22,6 @@ def norm_traces(run: str | Path) -> pd.DataFrame:
     places = pd.DataFrame([(m.name, m.layer, m.role) for m in sizes.matrices(folder.config.model.shape)])
     places.columns = pd.Index(["matrix", "layer", "role"])
     columns = ["matrix", "step", "cycle", "moment", *NORMS]
-    logged = pd.DataFrame(folder.logs.read("norms"), columns=columns).astype(dict.fromkeys(NORMS, float))
+    logged = logs.read(run, "norms")[columns].astype({"step": int, "cycle": int})
     traces = logged.merge(places, on="matrix", how="left")
     return traces[["matrix", "layer", "role", *columns[1:]]]

@@ -18,8 +18,13 @@ def check(out: str | Path) -> Path:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table, whole or not at all; text that a spreadsheet would run as a formula gets an apostrophe."""
-    files.write_text(path, frame.map(_harmless).to_csv(index=False))
+    """Write a table, whole or not at all, `as_csv`."""
+    files.write_text(path, as_csv(frame))
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV; text that a spreadsheet would run as a formula gets an apostrophe."""
+    return str(frame.map(_harmless).rename(columns=_harmless).to_csv(index=False))
 
 
 def _harmless(value: Any) -> Any:

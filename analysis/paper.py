@@ -46,6 +46,12 @@ def flags() -> pd.DataFrame:
     return numbers().query("flag != ''")[["paper", "table", "row", "column", "text", "flag"]]
 
 
+def quantity(paper: str, name: str) -> str:
+    """What a table's numbers are, of what kind, and what the paper says of them; one paragraph."""
+    first = numbers().set_index(["paper", "table"]).loc[[(paper, name)]].iloc[0]
+    return f"{first['quantity']} ({first['kind']}). {first['note']}".strip()
+
+
 def row_of(run: pd.Series) -> str | None:
     """The row of P1's tables whose recipe a run (a row of load_runs) follows; None where P1 has no such row.
 

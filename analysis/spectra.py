@@ -110,9 +110,14 @@ def compare_matched(
 
 def of_run(run: str | Path) -> Comparison:
     """`compare` of a finished run's warm_start/ and final/; a second look at the same weights costs nothing."""
+    return _of_run(Path(run), stamps(run))
+
+
+def stamps(run: str | Path) -> tuple[tuple[object, ...], ...]:
+    """What stays the same as long as nobody writes to the weights and cycles of a finished run."""
     folder = RunFolder(run)
     weights = [file for end in ("warm_start", "final") for file in sorted(folder.weights(end).iterdir())]
-    return _of_run(folder.path, tuple(map(stamp, [*weights, *folder.all_cycle_files])))
+    return tuple(map(stamp, [*weights, *folder.all_cycle_files]))
 
 
 def of_runs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from dataclasses import MISSING, asdict, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -153,12 +154,17 @@ def _parse_value(path: str, kind: Any, value: Any) -> Any:
     if kind == tuple[float, float] and isinstance(value, list):
         value = tuple(value)  # TOML has lists only
     try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError:
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.IGNORECASE):
             hint = "; write it without quotes"
         raise BadInput(f"{path}: expected {_describe(kind)}, got {_show(value)}{hint}") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
 
 
 def _describe(kind: Any) -> str:

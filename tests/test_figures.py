@@ -410,8 +410,13 @@ def test_paired_differences_say_what_they_lack():
 
 
 def test_a_report_leaves_out_what_these_runs_have_not(runs, tmp_path):
-    page = report.build(runs[runs["label"] == "lora"], tmp_path / "out").read_text()
+    page, left_out = report.build(runs[runs["label"] == "lora"], tmp_path / "out").read_text(), False
     for module in (*figures.available(), *tables.available()):
         kind, name = module.__name__.split(".")[1:]
         optional = getattr(module, "OPTIONAL", False)
-        assert (f'id="{kind}-{name}"' in page) == (not optional)
+        empty = (module.table if kind == "tables" else module.data)(runs[runs["label"] == "lora"]).empty
+        across = getattr(module, "ACROSS_SIZES", False)
+        assert (f'id="{kind}-{name}"' in page) == (not optional or not empty)
+        left_out |= optional and empty and not across
+    assert left_out
+    assert "Left out, having nothing to show of these runs: " in page

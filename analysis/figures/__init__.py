@@ -5,9 +5,9 @@ one look in every figure of a report (`labelled`). A figure that is empty is lef
 True. The only place that knows matplotlib.
 """
 
-import importlib
 import math
-import pkgutil
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from importlib import resources
@@ -22,6 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from analysis import modules
 from relora_lab import files
 from relora_lab.errors import printable
 
@@ -50,9 +51,7 @@ DASHES = ["-", (0, (8, 1)), (0, (4, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1))]
 
 def available() -> list[ModuleType]:
     """The modules of this folder, in the order in which a report has them."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return sorted(modules, key=lambda module: module.ORDER)
+    return modules.of_package(sys.modules[__name__])
 
 
 def lab_style() -> AbstractContextManager[None]:
@@ -69,6 +68,16 @@ def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
         figure.draw_without_rendering()  # ticks and labels in this style too
         figure.set_layout_engine("none")  # all is in its place: saving need not find it again
         return figure
+
+
+def show(module: ModuleType, runs: pd.DataFrame) -> Figure | None:
+    """Say what the figure of a module shows of these runs, and give it: a notebook's cell that ends so shows it."""
+    frame = module.data(runs)
+    if frame.empty:
+        print("Nothing to show: none of these runs has come that far.")
+        return None
+    print(textwrap.fill(module.describe(frame), 100))
+    return make(module, frame)
 
 
 def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:

@@ -33,7 +33,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
             add_band(panel, rows, look)
         panel.set_title(title)
         panel.set_xlabel("update that ended the cycle")
-        panel.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)  # of both, once all is drawn
     panels[0].set_ylabel("overlap with the cycle before")
     add_legend(panels[-1], handles=handles_of(panels, frame), below=True)
 

@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis import logs
 from analysis.figures import ONE_COLUMN, add_legend, by_label, labelled
-from relora_lab.runs import RunFolder
 
 ORDER = 2
 SIZE = (ONE_COLUMN, 2.0)
@@ -35,7 +35,7 @@ def describe(frame: pd.DataFrame) -> str:
 
 
 def _of_run(run: pd.Series) -> pd.DataFrame:
-    lines = pd.DataFrame(RunFolder(run["path"]).logs.read("metrics"), columns=["step", "lr"])
+    lines = logs.read(run["path"], "metrics")
     low_rank_lr = run.get("optimizer.low_rank_lr")
     peak = pd.Series(run["optimizer.lr"], index=lines.index)
     if run["method"] != "full" and pd.notna(low_rank_lr):

@@ -1,5 +1,6 @@
 """One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it, NOTE what is
-said below them (`note(frame)` where that depends on them).
+said below them (`note(frame)` where that depends on them). PRINTED names tables of the papers (analysis/paper.py)
+that a report shows beside it.
 
 Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
 `shown`. A table that has nothing to say of these runs is empty; one with OPTIONAL = True a report then leaves out.
@@ -7,14 +8,15 @@ Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high
 
 import importlib
 import math
-import pkgutil
 import re
+import sys
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis import modules
 from relora_lab.errors import printable
 
 DIGITS = {
@@ -25,6 +27,20 @@ DIGITS = {
     "below_percent": 1,
     "P1_below_percent": 1,
     "zeroed_percent": 1,
+    "gap": 4,
+    "gap_interval": 4,
+    "value": 4,
+    "lr": 4,
+    "low_rank_lr": 4,
+    "examples/s": 1,
+    "full_rank": 1,
+    "low_rank": 1,
+    "adjusted": 1,
+    "adjusted_33": 1,
+    "immediate_percent": 1,
+    "total_percent": 1,
+    "total_percent_33": 1,
+    "of_full_rank_percent": 1,
 }
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
@@ -32,8 +48,7 @@ HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
 
 def available() -> list[ModuleType]:
     """The modules of this folder, in the order in which a report has them."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(map(load, names), key=lambda module: int(module.ORDER))
+    return modules.of_package(sys.modules[__name__])
 
 
 def load(name: str) -> ModuleType:

@@ -6,6 +6,7 @@ from analysis import paper
 from analysis.statistics import summarise
 
 ORDER = 1
+PRINTED = [("P1", "Table 2"), ("P1v1", "Table 2")]
 NOTE = (
     "Perplexity = exp(mean held-out loss); mean ± standard error over the n seeds that finished. The P1 columns are "
     "printed numbers, on C4 at the size above them; P1's LoRA starts from a base of zero (method low_rank)."

@@ -10,6 +10,7 @@ from analysis.spectra import of_runs
 from analysis.statistics import standard_error
 
 ORDER = 5
+PRINTED = [("P1", "Figure 12")]
 THRESHOLD = 0.1
 NOTE = (
     "Summed over layers, mean ± standard error over seeds; below is σ < τ, above σ ≥ τ, together all of them. "

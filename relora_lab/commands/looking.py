@@ -9,18 +9,24 @@ import tyro
 from relora_lab.commands import DONE, PARTIAL, say
 
 
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path = Path("report")) -> int:
-    """Write tables and figures of runs: one page for the browser, Markdown, CSV, LaTeX, PNG and PDF.
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path = Path("report"),
+    own: Annotated[Path | None, tyro.conf.arg(name="with")] = None,
+) -> int:
+    """Write tables and figures of runs: one page for the browser, Markdown, LaTeX, CSV, PNG, PDF and SVG.
 
     Args:
-        runs: Run folders, or folders of them. All must have seen as many tokens of the same text.
+        runs: Run folders, or folders of them. All of one size must have seen as many tokens of the same text.
         out: The report's folder.
+        own: A folder of your own tables and figures, Python files like those of analysis/tables and
+            analysis/figures. They are run.
     """
     from analysis import load_runs, spectra
     from analysis.report import build
 
     frame = load_runs(runs)
-    page = build(frame, out, progress=sys.stderr.isatty())
+    page = build(frame, out, own=own, progress=sys.stderr.isatty())
     print(f"The report is {page}.")
     broken = [
         path for path in spectra.with_weights(frame)["path"] if spectra.of_run(path).matrices["nonfinite"].any()

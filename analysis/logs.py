@@ -1,0 +1,44 @@
+"""The line logs of runs as tables; a log that many look at is read once."""
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json
+
+from analysis.cache import stamp
+from relora_lab.runs import RunFolder
+
+COLUMNS = {
+    "metrics": ("step", "loss", "lr", "tokens_per_second"),
+    "eval": ("step", "loss", "perplexity"),
+    "norms": ("matrix", "step", "cycle", "moment", "sBA", "A", "B", "W_merged", "delta_W"),
+}
+TEXTS = ("matrix", "moment")
+
+
+def read(run: str | Path, log: str) -> pd.DataFrame:
+    """The whole lines of metrics, eval or norms, a row a line, with COLUMNS as floats (NaN where a line has null).
+
+    Raises BadInput, naming file and line, for one that is damaged.
+    """
+    path = RunFolder(run).logs.path(log)
+    return _read(Path(run), log, stamp(path)).copy(deep=False) if path.exists() else _table([], log)
+
+
+@lru_cache(maxsize=512)
+def _read(run: Path, log: str, of: tuple[object, ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
+    text = RunFolder(run).logs.path(log).read_bytes()
+    try:
+        lines = pa.json.read_json(io.BytesIO(text[: text.rindex(b"\n") + 1])).to_pandas()
+        return _table(lines, log)
+    except (pa.ArrowException, ValueError):  # which says less than the log's own reader of what is wrong
+        return _table(RunFolder(run).logs.read(log), log)
+
+
+def _table(lines: pd.DataFrame | list[dict[str, object]], log: str) -> pd.DataFrame:
+    frame = pd.DataFrame(lines, columns=list(COLUMNS[log]))
+    return frame.astype({name: np.float64 for name in frame if name not in TEXTS})

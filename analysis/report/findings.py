@@ -1,0 +1,103 @@
+"""What to read from a report: sentences that follow from its tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+
+from analysis import tables
+from analysis.report.parts import Section
+from analysis.tables.ablation import HOLM
+
+SURE = 0.05
+
+
+def about(sizes: Mapping[str, pd.DataFrame]) -> str:
+    """What the runs are, and what the numbers are."""
+    told = " ".join(_about(runs) for runs in sizes.values())
+    return (
+        f"{told} ΔW is what the weights changed by from each run's reference step to its end. Numbers of the papers "
+        "(P1: ReLoRA, ICLR 2024; P1v1: its first version; P2: Approximations may be all you need) are printed ones, "
+        "on their data; the others are measured here."
+    )
+
+
+def _about(runs: pd.DataFrame) -> str:
+    first = runs.iloc[0]
+    seen = int(first["training.steps"] * first["data.batch_size"] * first["data.sequence_length"])
+    named, seeds = ", ".join(dict.fromkeys(runs["size"])), sorted(set(runs["seed"]))
+    corpus = first["corpus"][:8] if isinstance(first["corpus"], str) else "unknown"
+    return (
+        f"{len(runs)} runs of size {named}, seeds {', '.join(map(str, seeds))}; {first['training.steps']:,} updates, "
+        f"{seen:,} tokens each, corpus {corpus}."
+    )
+
+
+def findings(sections: Sequence[Section]) -> list[str]:
+    """Sentences, of each size those that matter most first: who is best, what is more than noise, ranks of ΔW."""
+    told = []
+    for section in sections:
+        frames = {part.name.removeprefix(f"{section.title}-"): part.frame for part in section.parts}
+        if "perplexity" in frames:
+            before = f"{section.title}: " if section.title else ""
+            told += [before + sentence for sentence in _of_section(frames)]
+    return told
+
+
+def _of_section(frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    yield from _best(frames["perplexity"])
+    yield from _significance(frames["ablation"])
+    yield from _ranks(frames["ranks"])
+    yield from _differences(frames["ablation"])
+    yield from _remarks(frames["perplexity"])
+
+
+def _best(measured: pd.DataFrame) -> Iterator[str]:
+    best = measured.dropna(subset="perplexity").sort_values("perplexity", kind="stable").head(3)
+    if len(best):
+        told = [f"{row.label} ({tables.show(row.perplexity)})" for row in best.itertuples()]
+        yield f"Lowest perplexity: {', then '.join(told)}."
+
+
+def _significance(compared: pd.DataFrame) -> Iterator[str]:
+    compared = compared.dropna(subset="difference")
+    if compared.empty:
+        return
+    less, tested = compared["less"].iloc[0], compared[HOLM].dropna()
+    if tested.empty:
+        yield f"No difference to {less} can be told from noise: that needs two seeds or more."
+    else:
+        sure = int((tested < SURE).sum())
+        yield f"{sure} of {len(tested)} differences to {less} are more than the noise of seeds (p (Holm) < {SURE})."
+
+
+def _ranks(ranks: pd.DataFrame) -> Iterator[str]:
+    """What rank ΔW has, in one sentence for labels of which the same is true."""
+    same: dict[str, list[str]] = {}
+    for _, row in tables.shown(ranks).iterrows():
+        if "rank" not in row or row["rank"] == "–":
+            continue
+        ceiling = row.get("ceiling", "–")
+        most = "the most that" if row["rank"] == ceiling else f"where {ceiling} is the most that"
+        why = "its size" if ceiling == row["smaller side"] else "the sum of its factor pairs"
+        sentence = f"ΔW has rank {row['rank']} of {row['smaller side']}, {most} {why} allows."
+        same.setdefault(sentence, []).append(row["label"])
+    yield from (f"{', '.join(labels)}: {sentence}" for sentence, labels in same.items())
+
+
+def _differences(compared: pd.DataFrame) -> Iterator[str]:
+    compared = compared.dropna(subset="difference")
+    for _, row in compared.iterrows():
+        side = "above" if row["difference"] > 0 else "below" if row["difference"] < 0 else "from"
+        low, high = (tables.show(row[f"interval_{end}"], 4) for end in ("low", "high"))
+        sure = "one seed, so no interval" if low == "–" else f"95 % interval of the difference {low} to {high}"
+        if pd.notna(row[HOLM]):
+            several = f" adjusted for {compared[HOLM].count()} comparisons" if compared[HOLM].count() > 1 else ""
+            sure += f"; p = {tables.show(row[HOLM])}{several}"
+        gap = f"{abs(row['difference']):.4f} nats {side} that of {row['less']}"
+        yield f"{row['label']}: held-out loss {gap} ({sure})."
+
+
+def _remarks(measured: pd.DataFrame) -> Iterator[str]:
+    for _, row in measured.iterrows():
+        if row["remark"] and not row["remark"].startswith("one seed"):
+            yield f"{row['label']}: {row['remark']}."

@@ -21,6 +21,7 @@ from relora_lab import files
 
 VERSION = 1  # of the numbers: raise it when they change
 _hashes: dict[tuple[object, ...], str] = {}
+_unwritten: list[tuple[object, ...]] = []  # those that the next process does not know yet
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ class Cache:
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, Measured]] = {}
         self._added: set[str] = set()
+        self._keys: dict[tuple[tuple[Path, ...], str], str] = {}
         self._lock = Lock()
 
     def get(self, sources: Iterable[Path], how: str, name: str) -> Measured | None:
         """What was put there, in this process or an earlier one."""
-        key = _key(sources, how)
+        key = self._key(sources, how)
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = _load(_folder() / f"{key}.safetensors")
@@ -55,10 +57,17 @@ class Cache:
 
     def put(self, sources: Iterable[Path], how: str, name: str, measured: Measured) -> None:
         """Remember it; `save` writes it."""
-        key = _key(sources, how)
+        key = self._key(sources, how)
         with self._lock:
             self._entries.setdefault(key, {})[name] = measured
             self._added.add(key)
+
+    def _key(self, sources: Iterable[Path], how: str) -> str:
+        """The same for each matrix of the same files."""
+        about = tuple(sources), how
+        if about not in self._keys:
+            self._keys[about] = _key(*about)
+        return self._keys[about]
 
     def save(self) -> None:
         """Write what is new. A cache that cannot be written is none."""
@@ -66,10 +75,10 @@ class Cache:
             for key in self._added:
                 _store(_folder() / f"{key}.safetensors", self._entries[key])
             self._added.clear()
-            for about, found in list(_hashes.items()):
-                if not _note(about).exists():
-                    _note(about).parent.mkdir(parents=True, exist_ok=True)
-                    files.write_text(_note(about), found)
+            while _unwritten:
+                about = _unwritten.pop()
+                _note(about).parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(_note(about), _hashes[about])
 
 
 def stamp(path: Path) -> tuple[object, ...]:
@@ -88,7 +97,11 @@ def sha256(path: Path) -> str:
         noted = ""
         with contextlib.suppress(OSError, ValueError):
             noted = _note(about).read_text()
-        _hashes[about] = noted if re.fullmatch("[0-9a-f]{64}", noted) else files.sha256(path)
+        if re.fullmatch("[0-9a-f]{64}", noted):
+            _hashes[about] = noted
+        else:
+            _hashes[about] = files.sha256(path)
+            _unwritten.append(about)
     return _hashes[about]
 
 

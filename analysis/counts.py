@@ -10,8 +10,9 @@ import pandas as pd
 
 from analysis.checkpoints import ROUNDING
 from analysis.naming import MATRIX, role_key
-from analysis.spectra import Comparison, stamps
+from analysis.spectra import Comparison, stamps, with_weights
 from analysis.spectra import of_run as comparison_of
+from analysis.spectra import of_runs as spectra_of
 from relora_lab.runs import RunFolder
 
 EPS32 = float(np.finfo(np.float32).eps)
@@ -147,16 +148,31 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
 
 def of_run(run: str | Path, threshold: float = 0.1) -> pd.DataFrame:
     """A row a matrix of an ended run: rank, floor, ceiling, and below, above, total at the threshold."""
-    return _of_run(Path(run), threshold, stamps(run)).copy()
+    counts = count_singular_values(comparison_of(run).spectra, threshold).set_index("matrix")
+    return ranks_of_run(run).join(counts[["below", "above", "total"]], on="matrix")
+
+
+def ranks_of_run(run: str | Path) -> pd.DataFrame:
+    """A row a matrix of an ended run: its numerical rank, the floor it counts from, and the ceiling."""
+    return _ranks_of_run(Path(run), stamps(run)).copy()
 
 
 @lru_cache(maxsize=256)
-def _of_run(run: Path, threshold: float, files: object) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
+def _ranks_of_run(run: Path, files: object) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     comparison = comparison_of(run)
     ranks = numerical_ranks(comparison, merges=merges_since_reference(run))
-    ceilings = rank_ceilings(run, comparison.matrices)
-    counts = count_singular_values(comparison.spectra, threshold)
-    return ranks.merge(ceilings[["matrix", "ceiling"]]).merge(counts[["matrix", "below", "above", "total"]])
+    return ranks.assign(ceiling=rank_ceilings(run, comparison.matrices)["ceiling"])
+
+
+def of_runs(runs: pd.DataFrame, threshold: float = 0.1) -> pd.DataFrame:
+    """`of_run` of all runs that have both ends of ΔW, with their label and run; empty where none has."""
+    spectra = spectra_of(runs)
+    if spectra.empty:
+        return pd.DataFrame()
+    ranks = [ranks_of_run(run.path).assign(label=run.label, run=run.run) for run in with_weights(runs).itertuples()]
+    counts = count_singular_values(spectra[["run", "matrix", "sigma"]], threshold)
+    found = pd.concat(ranks).merge(counts[["run", "matrix", "below", "above", "total"]], on=["run", "matrix"])
+    return found.astype({"label": runs["label"].dtype})
 
 
 def merges_since_reference(run: str | Path) -> int:

@@ -29,12 +29,13 @@ def read(run: str | Path, log: str) -> pd.DataFrame:
     return _read(Path(run), log, stamp(path)).copy(deep=False) if path.exists() else _table([], log)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _read(run: Path, log: str, of: tuple[object, ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     text = RunFolder(run).logs.path(log).read_bytes()
     try:
-        lines = pa.json.read_json(io.BytesIO(text[: text.rindex(b"\n") + 1])).to_pandas()
-        return _table(lines, log)
+        lines = pa.json.read_json(io.BytesIO(text[: text.rindex(b"\n") + 1]))
+        known = [name for name in COLUMNS[log] if name in lines.column_names]
+        return _table(lines.select(known).to_pandas(), log)
     except (pa.ArrowException, ValueError):  # which says less than the log's own reader of what is wrong
         return _table(RunFolder(run).logs.read(log), log)
 

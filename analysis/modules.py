@@ -54,6 +54,11 @@ def is_table(module: ModuleType) -> bool:
     return hasattr(module, "table")
 
 
+def is_ours(module: ModuleType) -> bool:
+    """Is it one of the lab's own?"""
+    return module.__name__.startswith("analysis.")
+
+
 def name_of(module: ModuleType) -> str:
     """The file's name, without its folder and suffix."""
     return module.__name__.rpartition(".")[2]

@@ -26,6 +26,7 @@ __all__ = [
 
 FIRST = ["label", "seed", "run"]
 COLUMNS = [*MATRIX, "index", "sigma"]
+SMALL = 2**21  # entries of all matrices together
 Method = Literal["auto", "gram", "svd"]
 
 
@@ -167,6 +168,8 @@ def _measured(
 ) -> list[Measured]:
     """What is known of each matrix, from the cache or its files."""
     cache = Cache() if cached else None
+    if workers is None and sum(matrix.rows * matrix.cols for matrix in matrices) < SMALL:
+        workers = 1  # to hand these to threads takes longer than to work on them
     if cache:
         files = list(dict.fromkeys(file for matrix in matrices for file in matrix.files))
         parallel.each(sha256, files, workers=workers, progress=f"{progress}: files" if progress else "", unit="file")

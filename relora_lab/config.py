@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from dataclasses import MISSING, asdict, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -36,17 +36,27 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not overrides:
+            return _of_text(text)
+        table = tomllib.loads(text)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid TOML: {error}") from None
-    for override in overrides or []:
+    for override in overrides:
         _override(table, override)
     try:
         return parse(table)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=1024)  # a report of many runs looks at the settings of each a dozen times
+def _of_text(text: str) -> RunConfig:
+    return parse(tomllib.loads(text))
 
 
 def parse(table: dict[str, Any]) -> RunConfig:

@@ -64,8 +64,13 @@ def new_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     with new_file(path) as writing:
-        writing.write_text(text, encoding="utf-8")
+        writing.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -65,7 +65,9 @@ def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
     with lab_style():
         figure = Figure(figsize=module.SIZE, layout="constrained")
         module.draw(frame, figure.subplots())
-        figure.draw_without_rendering()  # ticks and labels in this style too
+        engine = figure.get_layout_engine()
+        assert engine is not None
+        engine.execute(figure)  # makes ticks and labels, in this style too
         figure.set_layout_engine("none")  # all is in its place: saving need not find it again
         return figure
 

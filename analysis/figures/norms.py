@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis import logs
 from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, split
-from analysis.norms import norm_traces
 
 ORDER = 9
 SIZE = (TWO_COLUMNS, 2.1)
@@ -16,9 +16,12 @@ MOMENTS = ["trace", "before", "after"]
 def data(runs: pd.DataFrame) -> pd.DataFrame:
     """label, step, moment (trace; before and after a restart), norm, value: Frobenius norm of all matrices together,
     √Σ‖·‖²_F, mean over seeds."""
-    found = [_of_run(run) for _, run in runs.iterrows()]
-    keys = ["label", "step", "moment", "norm"]
-    frame = pd.concat(found).groupby(keys, observed=True)["value"].mean().reset_index()
+    read = [logs.read(run.path, "norms").assign(label=run.label, run=run.run) for run in runs.itertuples()]
+    found = pd.concat(read, ignore_index=True).astype({"step": int})
+    keys = ["label", "run", "step", "moment"]
+    totals = found[list(PANELS)].pow(2).join(found[keys]).groupby(keys).sum(min_count=1).pow(0.5)
+    values = totals.rename_axis(columns="norm").stack().rename("value").dropna()
+    frame = values.groupby(["label", "step", "moment", "norm"], observed=True).mean().reset_index()
     frame = labelled(frame.astype({"moment": pd.CategoricalDtype(MOMENTS, ordered=True)}), runs)
     return frame.sort_values(["label", "norm", "step", "moment"], ignore_index=True)
 
@@ -53,10 +56,3 @@ def describe(frame: pd.DataFrame) -> str:
             ratio = (across[norm]["after"] / across[norm]["before"]).mean()
             told.append(f"{PANELS[norm]} is {ratio:.1%} of what it was")
     return f"Norms over training. Just after a restart, mean over restarts: {', '.join(told)}."
-
-
-def _of_run(run: pd.Series) -> pd.DataFrame:
-    traces = norm_traces(run["path"])
-    squares = traces[list(PANELS)].pow(2).assign(step=traces["step"], moment=traces["moment"])
-    total = squares.groupby(["step", "moment"]).sum(min_count=1).pow(0.5)
-    return total.rename_axis(columns="norm").stack().rename("value").dropna().reset_index().assign(label=run["label"])

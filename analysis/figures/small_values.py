@@ -3,10 +3,9 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.counts import of_run
+from analysis.counts import of_runs
 from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, labelled, plain
 from analysis.naming import role_key
-from analysis.spectra import with_weights
 
 ORDER = 5
 SIZE = (ONE_COLUMN, 2.4)
@@ -18,12 +17,11 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
 
     `at_least` are the values that are zero whatever is learned: the smaller side less the rank ceiling.
     """
-    found = [_of_run(run) for _, run in with_weights(runs).iterrows()]
-    if not found:
-        return pd.DataFrame()
-    counted = pd.concat(found)
+    found = of_runs(runs, THRESHOLD)
+    counted = found.dropna(subset="below") if len(found) else found
     if counted.empty:
         return pd.DataFrame()
+    counted = counted.assign(at_least=counted["total"] - counted["ceiling"])
     by = counted.groupby(["label", "role"], observed=True)[["below", "above", "total", "at_least"]]
     frame = labelled(by.mean().reset_index(), runs)
     return frame.sort_values(["label", "role"], key=_in_order, ignore_index=True)
@@ -58,11 +56,6 @@ def describe(frame: pd.DataFrame) -> str:
         f"Singular values below {THRESHOLD}, mean a matrix. Of all of them: {', '.join(told)}. "
         "The black line is what the rank ceiling alone makes zero."
     )
-
-
-def _of_run(run: pd.Series) -> pd.DataFrame:
-    counts = of_run(run["path"], THRESHOLD).dropna(subset="below").assign(label=run["label"])
-    return counts.assign(at_least=counts["total"] - counts["ceiling"])
 
 
 def _in_order(column: pd.Series) -> pd.Series:

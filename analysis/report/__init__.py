@@ -73,10 +73,9 @@ def _write(part: Part, out: Path) -> None:
     output.write_csv(out / part.file("csv"), part.frame)
     if part.shown is not None:
         files.write_text(out / part.file("tex"), latex.table(part.shown))
-    if part.figure:
-        for suffix in ("png", "pdf"):
-            figures.save(part.figure, out / part.file(suffix))
-        files.write_text(out / part.file("svg"), part.svg)
+    if part.drawing:
+        for suffix, content in part.drawing.result().files.items():
+            files.write_bytes(out / part.file(suffix), content)
 
 
 __all__ = ["Part", "Section", "build"]

@@ -79,8 +79,8 @@ def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> 
 def _part(part: Part) -> Iterator[str]:
     yield ""
     yield rf"\subsection*{{{escape(part.title)}}}"
-    if part.figure:
-        width = f"{part.figure.get_figwidth():.2f}in"
+    if part.drawing:
+        width = f"{part.drawing.result().width:.2f}in"
         yield rf"\begin{{center}}\includegraphics[width={width}]{{{part.file('pdf')}}}\end{{center}}"
     elif part.shown is not None:
         # One that is longer than a page would run off it; its file has it whole.

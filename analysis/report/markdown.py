@@ -23,7 +23,7 @@ def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> 
 
 def _part(part: Part, heading: str) -> Iterator[str]:
     yield from (f"{heading} {plain(part.title)}", "")
-    if part.figure:
+    if part.drawing:
         yield from (f"![{plain(part.title)}]({part.file('png')})", "")
     elif part.shown is not None:
         yield from _table(part.shown)

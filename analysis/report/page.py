@@ -47,10 +47,11 @@ def _section(section: Section) -> dict[str, Any]:
 def _part(part: Part) -> dict[str, Any]:
     about: dict[str, Any] = {"id": f"{part.kind}-{part.name}", "title": part.title, "note": part.note}
     about |= {"csv": "" if part.frame.empty else part.file("csv"), "svg": "", "columns": [], "printed": []}
-    if part.figure:
-        inches = part.figure.get_figwidth()
-        narrow = inches < NARROW  # it stays legible on a phone; a wider one is pushed aside there
-        return about | {"svg": _inline(part), "width": round(inches * CSS_PIXELS), "narrow": narrow}
+    if part.drawing:
+        drawing = part.drawing.result()
+        narrow = drawing.width < NARROW  # it stays legible on a phone; a wider one is pushed aside there
+        svg = _inline(drawing.files["svg"].decode(), part)
+        return about | {"svg": svg, "width": round(drawing.width * CSS_PIXELS), "narrow": narrow}
     if part.shown is None:
         return about
     return about | _table(part.shown) | {"printed": [_printed(printed) for printed in part.printed]}
@@ -72,9 +73,9 @@ def _printed(printed: Printed) -> dict[str, Any]:
     return {"title": printed.title, "note": printed.note, "flags": printed.flags, **_table(printed.shown)}
 
 
-def _inline(part: Part) -> Markup:
+def _inline(svg: str, part: Part) -> Markup:
     """The figure as an element of the page, with names of its own for what it defines, that are in no other."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", part.svg[part.svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = REFERENCE.sub(rf"\g<1>{part.name}-\g<2>", svg)
     view = re.search(r'viewBox="[^"]+"', svg)
     assert view is not None
@@ -87,4 +88,4 @@ def _inline(part: Part) -> Markup:
 
 def _packed(text: str) -> str:
     """Text as a browser unpacks it: gzip in base 64, the same bytes each time."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()

@@ -1,7 +1,8 @@
 """What a report is made of: sections of tables and figures, each with its numbers and what is said of them."""
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
@@ -9,11 +10,15 @@ from typing import Literal
 import pandas as pd
 from tqdm import tqdm
 
-from analysis import figures, paper, tables
-from analysis.modules import is_table, name_of
+from analysis import paper, tables
+from analysis.modules import is_ours, is_table, name_of
+from analysis.report.drawing import Draughtsman, Drawing
+from analysis.report.drawing import draw as drawing_here
 from relora_lab.errors import BadInput, one_line
 from relora_lab.runs import RunFolder
 
+Draw = Callable[[ModuleType, pd.DataFrame], Future[Drawing]]
+MANY = 50  # runs, from which on a second process is worth its start
 NOTHING = "Nothing to show: none of these runs has come that far."
 VERSIONS = ("relora_lab", "torch", "transformers", "python", "device", "cpu_capability", "threads", "git_commit")
 
@@ -30,7 +35,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Part:
-    """A table (its text in `shown`) or a figure of the report; both absent where there is nothing to show."""
+    """A table (its text in `shown`) or a figure (`drawing`); neither where there is nothing to show."""
 
     kind: Literal["tables", "figures"]  # the folder of its files
     name: str
@@ -38,8 +43,7 @@ class Part:
     note: str
     frame: pd.DataFrame
     shown: pd.DataFrame | None = None
-    figure: figures.Figure | None = None
-    svg: str = ""  # the figure, as it stands on the page
+    drawing: Future[Drawing] | None = None
     printed: Sequence[Printed] = ()  # what the papers have of it
 
     def file(self, suffix: str) -> str:
@@ -62,28 +66,33 @@ def sections_of(
     """A section a size, between what is about all sizes together and how each run was made."""
     across = [module for module in modules if getattr(module, "ACROSS_SIZES", False)]
     within = [module for module in modules if module not in across]
-    bar = tqdm(total=len(across) + len(sizes) * len(within), desc="report", unit="part", disable=not progress)
-    first = _section("", runs, across, bar)
-    sections = [first] if first.parts else []
-    for size, mine in sizes.items():
-        section = _section(size if len(sizes) > 1 else "", mine, within, bar)
-        sections.append(replace(section, parts=[*section.parts, _differing(mine, section.title)]))
-    bar.close()
+    total = len(across) + len(sizes) * len(within)
+    with tqdm(total=total, desc="report", unit="part", disable=not progress) as bar, ExitStack() as stack:
+        draw = stack.enter_context(Draughtsman()).draw if len(runs) >= MANY else None
+        first = _section("", runs, across, draw, bar)
+        sections = [first] if first.parts else []
+        for size, mine in sizes.items():
+            section = _section(size if len(sizes) > 1 else "", mine, within, draw, bar)
+            sections.append(replace(section, parts=[*section.parts, _differing(mine, section.title)]))
+        wait([part.drawing for section in sections for part in section.parts if part.drawing])
     last = [_runs(runs), _in_common(runs)]
     if len(sizes) == 1:
         return [*sections[:-1], replace(sections[-1], parts=[*sections[-1].parts, *last])]
     return [*sections, Section("All runs", last)]
 
 
-def _section(size: str, runs: pd.DataFrame, modules: Sequence[ModuleType], bar: tqdm) -> Section:
+def _section(size: str, runs: pd.DataFrame, modules: Sequence[ModuleType], draw: Draw | None, bar: tqdm) -> Section:
+    made = {}
+    for module in sorted(modules, key=is_table):  # figures first: they can be drawn meanwhile
+        made[module] = _part(module, runs, draw)
+        bar.update()
     parts, left_out = [], []
     for module in modules:
-        part = _part(module, runs)
+        part = made[module]
         if part.frame.empty and getattr(module, "OPTIONAL", False):
             left_out.append(part.title)
         else:
             parts.append(replace(part, name=_prefixed(part.name, size)))
-        bar.update()
     return Section(size, parts, left_out)
 
 
@@ -91,17 +100,17 @@ def _prefixed(name: str, size: str) -> str:
     return f"{size}-{name}" if size else name
 
 
-def _part(module: ModuleType, runs: pd.DataFrame) -> Part:
+def _part(module: ModuleType, runs: pd.DataFrame, draw: Draw | None) -> Part:
     """What a module has to show of the runs. Raises BadInput, naming the file, where one's own fails."""
     try:
-        return _made(module, runs)
+        return _made(module, runs, draw if is_ours(module) else None)
     except Exception as error:
-        if module.__name__.startswith("analysis."):
+        if is_ours(module):
             raise
         raise BadInput(f"--with: {module.__file__}: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _made(module: ModuleType, runs: pd.DataFrame) -> Part:
+def _made(module: ModuleType, runs: pd.DataFrame, draw: Draw | None) -> Part:
     name = name_of(module)
     title = (module.__doc__ or name).splitlines()[0].rstrip(".")
     nothing = getattr(module, "NOTHING", NOTHING)
@@ -115,10 +124,15 @@ def _made(module: ModuleType, runs: pd.DataFrame) -> Part:
     frame = module.data(runs)
     if frame.empty:
         return Part("figures", name, title, nothing, frame)
-    figure = figures.make(module, frame)
-    buffer = io.BytesIO()
-    figures.save(figure, buffer, "svg")
-    return Part("figures", name, title, module.describe(frame), frame, figure=figure, svg=buffer.getvalue().decode())
+    drawing = draw(module, frame) if draw else _now(module, frame)
+    return Part("figures", name, title, module.describe(frame), frame, drawing=drawing)
+
+
+def _now(module: ModuleType, frame: pd.DataFrame) -> Future[Drawing]:
+    """The figure drawn here."""
+    drawing: Future[Drawing] = Future()
+    drawing.set_result(drawing_here(module, frame))
+    return drawing
 
 
 def _printed(of: str, name: str) -> Printed:

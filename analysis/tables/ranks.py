@@ -2,9 +2,8 @@
 
 import pandas as pd
 
-from analysis.counts import of_run
+from analysis.counts import of_runs
 from analysis.load import require_comparable
-from analysis.spectra import with_weights
 
 ORDER = 4
 NOTE = (
@@ -18,16 +17,16 @@ NOTE = (
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label: n runs, reference step, matrices, rank and ceiling (ranges), counts below and above 0.1."""
     require_comparable(runs)
-    rows = []
-    for label, group in with_weights(runs).groupby("label", observed=True):
-        matrices = pd.concat([of_run(run.path).assign(run=run.run) for run in group.itertuples()])
+    rows, found = [], of_runs(runs)
+    reference = runs.drop_duplicates("label").set_index("label")["training.reference_step"]
+    for label, matrices in found.groupby("label", observed=True) if len(found) else ():
         matrices = matrices.astype({"below": float, "above": float})
         smaller, by_run = matrices[["rows", "cols"]].min(axis=1), matrices.groupby("run")
         rows.append(
             {
                 "label": label,
                 "n": by_run.ngroups,
-                "reference_step": group["training.reference_step"].iloc[0],
+                "reference_step": reference[label],
                 "matrices": matrices["matrix"].nunique(),
                 "smaller_side_low": smaller.min(),
                 "smaller_side_high": smaller.max(),

@@ -11,6 +11,7 @@ import pytest
 from conftest import changed, run, tiny_tables
 
 from analysis import load_runs, modules, report, tables
+from analysis.report import parts
 from relora_lab import train
 from relora_lab.errors import BadInput
 
@@ -196,6 +197,13 @@ def test_every_runs_settings_and_environment_are_there(page, runs):
     assert same["training.steps"] == "60"
     settings = [name for name in runs if "." in name and runs[name].notna().any()]
     assert {name.replace("_", " ") for name in settings} <= {*differ, *(n.replace("_", " ") for n in same.index)}
+
+
+def test_a_second_process_draws_the_same(runs, page, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MANY", 1)
+    again = report.build(runs, tmp_path / "report")
+    for path in sorted(page.parent.rglob("*.*")):
+        assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes(), path
 
 
 # ---- one's own tables and figures

@@ -21,7 +21,6 @@ from relora_lab import files
 
 VERSION = 1  # of the numbers: raise it when they change
 _hashes: dict[tuple[object, ...], str] = {}
-_unwritten: list[tuple[object, ...]] = []  # those that the next process does not know yet
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,11 @@ class Cache:
             for key in self._added:
                 _store(_folder() / f"{key}.safetensors", self._entries[key])
             self._added.clear()
-            while _unwritten:
-                about = _unwritten.pop()
-                _note(about).parent.mkdir(parents=True, exist_ok=True)
-                files.write_text(_note(about), _hashes[about])
+            for path in {path for sources, _ in self._keys for path in sources}:
+                about = stamp(path)
+                if about in _hashes and not _note(about).exists():
+                    _note(about).parent.mkdir(parents=True, exist_ok=True)
+                    files.write_text(_note(about), _hashes[about])
 
 
 def stamp(path: Path) -> tuple[object, ...]:
@@ -97,11 +97,7 @@ def sha256(path: Path) -> str:
         noted = ""
         with contextlib.suppress(OSError, ValueError):
             noted = _note(about).read_text()
-        if re.fullmatch("[0-9a-f]{64}", noted):
-            _hashes[about] = noted
-        else:
-            _hashes[about] = files.sha256(path)
-            _unwritten.append(about)
+        _hashes[about] = noted if re.fullmatch("[0-9a-f]{64}", noted) else files.sha256(path)
     return _hashes[about]
 
 

@@ -10,9 +10,11 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+from analysis import figures, tables
 from relora_lab import cli, config, grid
 
 README = (ROOT / "README.md").read_text()
+PARTS = [*tables.available(), *figures.available()]
 
 
 def test_the_recipe_for_ones_own_loop_trains_and_leaves_a_plain_model():
@@ -51,6 +53,21 @@ def test_the_grid_is_a_grid():
         "full-seed0",
     ]
     assert len(grid.cells(declared, profile="long")) == 7
+
+
+def test_the_docs_name_every_table_and_figure_and_where_the_papers_have_it():
+    text = (ROOT / "docs" / "report.md").read_text()
+    named = set(re.findall(r"`((?:tables|figures)/\w+)`", text))
+    assert named == {module.__name__.removeprefix("analysis.").replace(".", "/") for module in PARTS}
+    listed = re.findall(r"(?m)^\| (P[12] .*?) \|", text)
+    for paper, kind, last in (("P1", "Figure", 13), ("P2", "Figure", 9), ("P2", "Table", 3)):
+        numbers = set()
+        for place in listed:
+            for group in re.findall(rf"{paper}.*?{kind}s? ([\d, –]+)", place):
+                for part in group.split(","):
+                    first, _, end = part.strip().partition("–")
+                    numbers |= set(range(int(first), int(end or first) + 1)) if first else set()
+        assert numbers == set(range(1, last + 1))
 
 
 def test_the_grids_that_come_along_are_listed():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import changed, run, tiny_tables
+from conftest import ROOT, changed, run, tiny_tables
 
 from analysis import load_runs, modules, report, tables
 from analysis.report import parts
@@ -208,50 +208,38 @@ def test_a_second_process_draws_the_same(runs, page, tmp_path, monkeypatch):
 
 # ---- one's own tables and figures
 
-TABLE = '''"""How long the names are."""
-import pandas as pd
-from ._helper import length
-ORDER = 3.5
-NOTE = "Letters."
-def table(runs):
-    return pd.DataFrame({"label": runs["label"].astype(str), "letters": length(runs["label"].astype(str))})
-'''
-FIGURE = '''"""Losses as dots."""
-SIZE = (3.3, 2.0)
-def data(runs):
-    return runs[["label", "seed", "loss"]]
-def draw(frame, ax):
-    ax.plot(frame["seed"], frame["loss"], "o")
-def describe(frame):
-    return f"{len(frame)} dots."
-'''
+EXAMPLES = dict(re.findall(r"```python (\w+)\n(.*?)```", (ROOT / "docs" / "report.md").read_text(), re.DOTALL))
 
 
 def test_ones_own_tables_and_figures_stand_among_the_others(folder, tmp_path, capsys):
     own = tmp_path / "own"
     own.mkdir()
-    (own / "_helper.py").write_text("def length(names):\n    return names.str.len()\n")
-    (own / "letters.py").write_text(TABLE)
-    (own / "dots.py").write_text(FIGURE)
+    (own / "_helper.py").write_text("THOUSAND = 1000\n")
+    table = EXAMPLES["table"].replace("1000", "THOUSAND").replace("as pd\n", "as pd\nfrom ._helper import THOUSAND\n")
+    (own / "price.py").write_text(table)
+    (own / "by_trained.py").write_text(EXAMPLES["figure"])
     code, _, err = run(capsys, "report", folder / "s0", "--out", tmp_path / "out", "--with", own)
     assert (code, err) == (0, "")
     text = (tmp_path / "out" / "report.md").read_text()
-    for words in ("## How long the names are", "## Losses as dots", "4 dots.", "figures/dots.png"):
+    for words in (
+        "## How much loss",
+        "## Held-out loss by trained weights",
+        "The lowest loss is",
+        "figures/by_trained.png",
+    ):
         assert words in text
-    written = pd.read_csv(tmp_path / "out" / "tables" / "letters.csv")
-    assert written["letters"].tolist() == [len(label) for label in load_runs(folder / "s0")["label"].astype(str)]
-    (own / "letters.py").write_text(TABLE.replace("Letters.", "Signs."))  # read anew
-    assert [module.NOTE for module in modules.of_folder(own) if modules.is_table(module)] == ["Signs."]
+    written = pd.read_csv(tmp_path / "out" / "tables" / "price.csv")
+    runs = load_runs(folder / "s0")
+    assert written["trained"].tolist() == [trained / 1000 for trained in runs["trained"]]
+    assert len(pd.read_csv(tmp_path / "out" / "figures" / "by_trained.csv")) == len(runs)
+    (own / "price.py").write_text('NOTE = "New."\ndef table(runs):\n    return runs\n')  # read anew
+    assert [module.NOTE for module in modules.of_folder(own) if modules.is_table(module)] == ["New."]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        (
-            "letters.py",
-            TABLE.replace("pd.DataFrame", "pd.Frame").replace("from ._helper import length", ""),
-            "letters.py: AttributeError",
-        ),
+        ("letters.py", "def table(runs):\n    return runs.nothing\n", "letters.py: AttributeError"),
         ("broken.py", "def table(runs:\n", "SyntaxError"),
         ("neither.py", "x = 1\n", "neither.py is neither a table"),
         ("half.py", "def data(runs):\n    return runs\nSIZE = (1, 1)\n", "lacks `draw`, `describe`"),

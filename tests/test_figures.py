@@ -1,6 +1,7 @@
 """Figures and tables of spectra, snapshots and cycles: what is drawn is what was measured, whatever the scale."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -407,6 +408,46 @@ def test_paired_differences_say_what_they_lack():
     assert paired_differences.data(runs[runs["label"].isin(["relora", "gone", "small"])]).empty
     same = runs[runs["label"].isin(["relora", "whole"])].assign(loss=1.0)  # 0 alone
     figures.make(paired_differences, paired_differences.data(same))
+
+
+# Machado, Oliveira and Fernandes (2009), Table 1, severity 1, in linear RGB; and sight as most have it.
+SIGHT = {
+    "most": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def lab(linear):
+    """CIELAB (D65) of linear RGB."""
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    x = np.array(to_xyz) @ np.clip(linear, 0, 1) / [0.95047, 1, 1.08883]
+    f = np.where(x > 0.008856, np.cbrt(x), 7.787 * x + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colour_blind_tell_methods_apart(sight):
+    rgb = [np.array(to_rgba(colour)[:3]) for colour in figures.METHODS.values()]
+    linear = [np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for c in rgb]
+    seen = [lab(np.array(SIGHT[sight]) @ one) for one in linear]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 15  # 2.3 is what is just noticeable
+
+
+def test_a_method_has_one_colour_and_its_labels_differ(runs):
+    frame = runs[["label", "seed"]]
+    for shown in (runs, runs[runs["label"] == "lora"], runs[runs["label"] == "relora"]):
+        looks = {
+            label: look["color"]
+            for label, _, look in figures.by_label(figures.labelled(frame, runs).loc[shown.index])
+        }
+        for label, colour in looks.items():
+            assert to_rgba(colour) == to_rgba(figures.METHODS[str(label)])
+    many = pd.DataFrame({"label": [f"{n}" for n in range(8)], "method": "relora", "variant": range(8)})
+    styles = {(look["color"], str(look["linestyle"])) for _, _, look in figures.by_label(many)}
+    assert len(styles) == 8
 
 
 def test_a_report_leaves_out_what_these_runs_have_not(runs, tmp_path):

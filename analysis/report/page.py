@@ -19,6 +19,7 @@ TITLE = "What rank did the updates have?"
 LEADING = 10  # findings that are shown at once
 CSS_PIXELS = 130  # an inch of a figure on the page
 NARROW = 4.0  # inches
+LETTERS = 700  # of what is said of a part at once
 REFERENCE = re.compile(r'(\bid="|\bhref="#|url\(#)([^")]+)')  # of what an SVG defines
 
 
@@ -45,7 +46,8 @@ def _section(section: Section) -> dict[str, Any]:
 
 
 def _part(part: Part) -> dict[str, Any]:
-    about: dict[str, Any] = {"id": f"{part.kind}-{part.name}", "title": part.title, "note": part.note}
+    note, more = _shortened(part.note)
+    about: dict[str, Any] = {"id": f"{part.kind}-{part.name}", "title": part.title, "note": note, "more": more}
     about |= {"csv": "" if part.frame.empty else part.file("csv"), "svg": "", "columns": [], "printed": []}
     if part.drawing:
         drawing = part.drawing.result()
@@ -73,6 +75,14 @@ def _printed(printed: Printed) -> dict[str, Any]:
     return {"title": printed.title, "note": printed.note, "flags": printed.flags, **_table(printed.shown)}
 
 
+def _shortened(note: str) -> tuple[str, str]:
+    """What is said at once, and what only if asked for: of fifty labels a figure has much to say."""
+    if len(note) <= LETTERS:
+        return note, ""
+    end = max(note.rfind("; ", 0, LETTERS), note.rfind(". ", 0, LETTERS), note.rfind(", ", 0, LETTERS // 2)) + 1
+    return (note[:end], note[end:].strip()) if end else (note, "")
+
+
 def _inline(svg: str, part: Part) -> Markup:
     """The figure as an element of the page, with names of its own for what it defines, that are in no other."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -81,7 +91,7 @@ def _inline(svg: str, part: Part) -> Markup:
     assert view is not None
     opening = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" aria-label="{}">').format(
         Markup(view.group()),  # noqa: S704 (matplotlib's, as all below)
-        part.note,
+        _shortened(part.note)[0],
     )
     return opening + Markup(svg[svg.index(">") + 1 :])  # noqa: S704
 

@@ -157,7 +157,7 @@ def ranks_of_run(run: str | Path) -> pd.DataFrame:
     return _ranks_of_run(Path(run), stamps(run)).copy()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _ranks_of_run(run: Path, files: object) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     comparison = comparison_of(run)
     ranks = numerical_ranks(comparison, merges=merges_since_reference(run))

@@ -112,7 +112,7 @@ def _of_run(path: str) -> pd.DataFrame:
     return _at_steps(path, tuple(map(stamp, RunFolder(path).all_cycle_files)))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _at_steps(path: str, files: tuple[tuple[object, ...], ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     ends = {facts["cycle"]: facts["end"] for facts in RunFolder(path).cycle_facts()}
     found = cycle_overlaps(path)

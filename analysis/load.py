@@ -30,6 +30,9 @@ def load_runs(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     require(bool(given), "no runs are named; give a run folder, or a folder of them")
     folders = {folder.path.resolve(): folder for one in given for folder in _folders(one)}  # each once
+    for folder in folders.values():
+        text = str(folder.path).encode(errors="replace").decode()
+        require(text == str(folder.path), f"{text}: the folder's name is not UTF-8; rename it")
     rows = [_row(folder) for folder in folders.values()]
     names = [row["run"] for row in rows]
     for row in rows:

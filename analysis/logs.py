@@ -26,7 +26,7 @@ def read(run: str | Path, log: str) -> pd.DataFrame:
     Raises BadInput, naming file and line, for one that is damaged.
     """
     path = RunFolder(run).logs.path(log)
-    return _read(Path(run), log, stamp(path)).copy(deep=False) if path.exists() else _table([], log)
+    return _read(Path(run), log, stamp(path)).copy() if path.exists() else _table([], log)
 
 
 @lru_cache(maxsize=1024)

@@ -16,8 +16,10 @@ def of_package(package: ModuleType) -> list[ModuleType]:
     """The modules of a package, by their ORDER, those without one last; files that begin with _ are helpers."""
     found = [file.name for file in pkgutil.iter_modules(package.__path__) if not file.ispkg]
     names = [name for name in found if not name.startswith("_")]
+    for name in names:
+        require(name.isidentifier(), f"{name}.py: its name becomes those of files; use letters, digits and _")
     modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
-    return sorted(modules, key=lambda module: (getattr(module, "ORDER", float("inf")), module.__name__))
+    return sorted(modules, key=order_of)
 
 
 def of_folder(folder: str | Path) -> list[ModuleType]:
@@ -36,7 +38,7 @@ def of_folder(folder: str | Path) -> list[ModuleType]:
     importlib.invalidate_caches()
     try:
         modules = of_package(package)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"--with: {folder}: {type(error).__name__}: {one_line(error)}") from error
     require(bool(modules), f"--with: {folder} has no Python files; each would be a table or a figure")
     for module in modules:
@@ -47,6 +49,11 @@ def of_folder(folder: str | Path) -> list[ModuleType]:
             f"{', '.join(f'`{name}`' for name in missing)}); helpers are files whose names begin with _",
         )
     return modules
+
+
+def order_of(module: ModuleType) -> tuple[float, str]:
+    """By what modules are sorted."""
+    return getattr(module, "ORDER", float("inf")), name_of(module)
 
 
 def is_table(module: ModuleType) -> bool:

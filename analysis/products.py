@@ -41,7 +41,7 @@ def is_product(runs: pd.DataFrame) -> pd.Series:
     return (base == "zero") & runs["method"].isin(["low_rank", "lora"])
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _of_run(path: str, file: tuple[object, ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     """Singular values of a run's final merged weights, a row each."""
     folder, frames = RunFolder(path), []

@@ -151,7 +151,7 @@ def over_training(run: str | Path) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)[["step", *COLUMNS]]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _of_run(path: Path, files: tuple[tuple[object, ...], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
     return compare(path, path)
 

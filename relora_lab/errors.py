@@ -36,7 +36,7 @@ def why(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What a library's error says, in a line that is not too long to be quoted."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

@@ -1,8 +1,10 @@
 """Shared fixtures: golden numbers, and the settings of a run of seconds on real text."""
 
 import argparse
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +24,7 @@ torch.set_num_threads(1)
 
 # Spectra that a test computes are not those that another, or the user, finds again.
 os.environ["RELORA_LAB_CACHE"] = tempfile.mkdtemp(prefix="relora-lab-tests-")
+atexit.register(shutil.rmtree, os.environ["RELORA_LAB_CACHE"], ignore_errors=True)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -8,8 +8,9 @@ True. The only place that knows matplotlib.
 import math
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,7 @@ from relora_lab import files
 from relora_lab.errors import printable
 
 ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8
-CROWD = 8  # labels that fit into axes
+CROWD = 6  # labels that fit into axes
 LONGEST = 24  # letters of a role
 
 # Okabe and Ito's colours and three more: the colour-blind tell them apart. Dashes tell lines apart in grey.
@@ -62,7 +63,7 @@ def lab_style() -> AbstractContextManager[None]:
 
 def make(module: ModuleType, frame: pd.DataFrame) -> Figure:
     """The figure of a module of this folder, drawn from what its `data` gave."""
-    with lab_style():
+    with _quiet(), lab_style():
         figure = Figure(figsize=module.SIZE, layout="constrained")
         module.draw(frame, figure.subplots())
         engine = figure.get_layout_engine()
@@ -92,8 +93,22 @@ def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "") -> None:
             save(figure, opened, kind or Path(file).suffix[1:])
         return
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with lab_style():
+    with _quiet(), lab_style():
         figure.savefig(file, format=kind, metadata=undated.get(kind))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning a letter for names in scripts that the font has not; they are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
+        yield
+
+
+def by_name(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(label, its rows) in the labels' order, for what is said of them: whole names, on one line."""
+    for label, rows in frame.groupby(frame["label"].astype("category"), observed=True):
+        yield printable(str(label)), rows
 
 
 def labelled(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +143,8 @@ def _look(row: pd.Series, number: int) -> dict[str, Any]:
 def _of_legend(label: str, letters: int) -> str:
     """A label as a legend shows it: not hidden for being empty or for its first letter, not too long."""
     text = printable(label)
-    short = text if len(text) <= letters else f"{text[: letters - 1]}…"
+    # Names of a grid often begin alike, or end alike.
+    short = text if len(text) <= letters else f"{text[: letters // 2]}…{text[letters // 2 + 1 - letters :]}"
     return (" " if short.startswith("_") or not short else "") + plain(short)
 
 

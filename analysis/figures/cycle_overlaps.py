@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.cycles import of_runs
-from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, labelled, split
+from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, by_name, handles_of, labelled, split
 
 ORDER = 8
 OPTIONAL = True
@@ -41,7 +41,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 def describe(frame: pd.DataFrame) -> str:
     """The mean over cycles, and chance."""
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         means = rows.groupby("side", observed=True)[["overlap", "chance"]].mean()
         sides = [f"{mean.overlap:.3f} {side} (chance {mean.chance:.3f})" for side, mean in means.iterrows()]
         told.append(f"{label} {', '.join(sides)}")

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import rank_measures
-from analysis.figures import TWO_COLUMNS, by_label, fitting, labelled, make_higher, of_role, split
+from analysis.figures import TWO_COLUMNS, by_label, by_name, fitting, labelled, make_higher, of_role, split
 from analysis.naming import role_key
 from relora_lab.errors import printable
 
@@ -74,7 +74,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 def describe(frame: pd.DataFrame) -> str:
     """The mean of each label, and where it is least and most."""
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         least, most = (rows.loc[place] for place in (rows["per"].idxmin(), rows["per"].idxmax()))
         ends = (f"{end['per']:.1%} in {printable(end['role'])} of layer {end['layer']}" for end in (least, most))
         mean = f"{rows['effective_rank'].mean():.1f}, {rows['per'].mean():.1%} of full rank"

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import logs
-from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, labelled
-from analysis.figures.loss import over_seeds, show_settled
+from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, by_name, labelled
+from analysis.figures.loss import end_of, over_seeds, show_settled
 
 ORDER = 10
 OPTIONAL = True
@@ -35,7 +35,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 
 def describe(frame: pd.DataFrame) -> str:
     """Where each line ends."""
-    ends = ", ".join(f"{label} {end_of(rows, frame)}" for label, rows, _ in by_label(frame))
+    ends = ", ".join(f"{label} {end_of(rows, frame)}" for label, rows in by_name(frame))
     return f"Held-out loss by update, mean over seeds; it ends at {ends} nats."
 
 
@@ -49,12 +49,3 @@ def add_curve(ax: Axes, rows: pd.DataFrame, look: dict[str, Any], label: str) ->
     """A line with its band; of one evaluation alone a dot."""
     ax.plot(rows["step"], rows["loss"], label=label, marker="." if len(rows) == 1 else "", **look)
     add_band(ax, rows, look)
-
-
-def end_of(rows: pd.DataFrame, frame: pd.DataFrame) -> str:
-    """The last value of a label; and, where others of the frame or some of its seeds got further, where that is."""
-    last = rows.iloc[-1]
-    where = f"update {last['step']:.0f}" if last["step"] < frame["step"].max() else ""
-    seeds = f"{last['n']} of {rows['n'].max()} seeds" if last["n"] < rows["n"].max() else ""
-    about = ", ".join(filter(None, (where, seeds)))
-    return f"{last['loss']:.3f}" + (f" ({about})" if about else "")

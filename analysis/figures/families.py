@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, split
-from analysis.figures.evaluation_loss import add_curve, end_of, evaluations
-from analysis.figures.loss import over_seeds, show_settled, smoothed
+from analysis.figures import TWO_COLUMNS, add_legend, by_label, by_name, handles_of, labelled, split
+from analysis.figures.evaluation_loss import add_curve, evaluations
+from analysis.figures.loss import end_of, over_seeds, show_settled, smoothed
 from analysis.tables.ablation import METHODS
 from relora_lab.runs import RunFolder
 
@@ -65,7 +65,7 @@ def describe(frame: pd.DataFrame) -> str:
     for family in _families(frame):
         rows = frame[frame["family"] == family]
         name = "held-out" if (rows["split"] == "held-out").any() else "training"
-        ends = (f"{label} {end_of(mine, frame)}" for label, mine, _ in by_label(rows[rows["split"] == name]))
+        ends = (f"{label} {end_of(mine, frame)}" for label, mine in by_name(rows[rows["split"] == name]))
         told.append(f"{family}: {name} loss ends at {', '.join(ends)}")
     return f"Training loss (smoothed) and held-out loss, mean over seeds, in nats. {'; '.join(told)}."
 

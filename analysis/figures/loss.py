@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from analysis import logs
-from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, labelled, split
+from analysis.figures import ONE_COLUMN, add_band, add_legend, by_label, by_name, labelled, split
 
 ORDER = 1
 SIZE = (ONE_COLUMN, 2.9)
@@ -38,7 +38,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 
 def describe(frame: pd.DataFrame) -> str:
     """Where each line ends."""
-    ends = ", ".join(f"{label} {rows['loss'].iloc[-1]:.3f}" for label, rows, _ in by_label(frame))
+    ends = ", ".join(f"{label} {end_of(rows, frame)}" for label, rows in by_name(frame))
     return f"Smoothed training loss by update; it ends at {ends} nats. Below: how many parameters were trained."
 
 
@@ -69,6 +69,15 @@ def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     columns = ["label", "step", "loss", "low", "high", "n"]
     nothing = pd.DataFrame(columns=columns).astype({"step": float})
     return pd.concat(frames, ignore_index=True)[columns] if frames else nothing
+
+
+def end_of(rows: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """The last value of a label; and, where others of the frame or some of its seeds got further, where that is."""
+    last = rows.iloc[-1]
+    where = f"update {last['step']:.0f}" if last["step"] < frame["step"].max() else ""
+    seeds = f"{last['n']} of {rows['n'].max()} seeds" if last["n"] < rows["n"].max() else ""
+    about = ", ".join(filter(None, (where, seeds)))
+    return f"{last['loss']:.3f}" + (f" ({about})" if about else "")
 
 
 def show_settled(ax: Axes, frame: pd.DataFrame) -> None:

@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 
 from analysis import logs
 from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, split
+from relora_lab.errors import printable
 
 ORDER = 9
 SIZE = (TWO_COLUMNS, 2.1)
@@ -15,13 +16,14 @@ MOMENTS = ["trace", "before", "after"]
 
 def data(runs: pd.DataFrame) -> pd.DataFrame:
     """label, step, moment (trace; before and after a restart), norm, value: Frobenius norm of all matrices together,
-    √Σ‖·‖²_F, mean over seeds."""
+    √Σ‖·‖²_F, mean over the n seeds that got so far."""
     read = [logs.read(run.path, "norms").assign(label=run.label, run=run.run) for run in runs.itertuples()]
     found = pd.concat(read, ignore_index=True).astype({"step": int})
     keys = ["label", "run", "step", "moment"]
     totals = found[list(PANELS)].pow(2).join(found[keys]).groupby(keys).sum(min_count=1).pow(0.5)
     values = totals.rename_axis(columns="norm").stack().rename("value").dropna()
-    frame = values.groupby(["label", "step", "moment", "norm"], observed=True).mean().reset_index()
+    by_step = values.groupby(["label", "step", "moment", "norm"], observed=True)
+    frame = by_step.agg(["mean", "count"]).set_axis(["value", "n"], axis=1).reset_index()
     frame = labelled(frame.astype({"moment": pd.CategoricalDtype(MOMENTS, ordered=True)}), runs)
     return frame.sort_values(["label", "norm", "step", "moment"], ignore_index=True)
 
@@ -53,6 +55,12 @@ def describe(frame: pd.DataFrame) -> str:
     told = []
     for norm in PANELS:
         if norm in across:
-            ratio = (across[norm]["after"] / across[norm]["before"]).mean()
-            told.append(f"{PANELS[norm]} is {ratio:.1%} of what it was")
-    return f"Norms over training. Just after a restart, mean over restarts: {', '.join(told)}."
+            ratios = (across[norm]["after"] / across[norm]["before"]).groupby("label", observed=True).mean()
+            least, most = f"{ratios.min():.1%}", f"{ratios.max():.1%}"
+            told.append(f"{PANELS[norm]} is {least if least == most else f'{least} to {most}'} of what it was")
+    seeds = frame.groupby("label", observed=True)["n"].agg(["min", "max"])
+    fewer = [printable(str(label)) for label in seeds.index[seeds["min"] < seeds["max"]]]
+    lost = (
+        f" Not all seeds got to the end, so that the mean jumps where one stops: {', '.join(fewer)}." if fewer else ""
+    )
+    return f"Norms over training. Just after a restart, mean over the restarts of a label: {', '.join(told)}.{lost}"

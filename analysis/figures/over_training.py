@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from analysis import spectra
 from analysis.counts import rank_measures
-from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, labelled, split
+from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, by_name, handles_of, labelled, split
 from relora_lab.runs import RunFolder
 
 ORDER = 7
@@ -47,7 +47,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 def describe(frame: pd.DataFrame) -> str:
     """Where each line begins and ends."""
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         rank, below = (rows[rows["measure"] == measure] for measure in PANELS)
         steps, ranks, shares = rank["step"].iloc[[0, -1]], rank["value"].iloc[[0, -1]], below["value"].iloc[[0, -1]]
         told.append(

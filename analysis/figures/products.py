@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import products
-from analysis.figures import TWO_COLUMNS, by_label, labelled, spectra
+from analysis.figures import TWO_COLUMNS, by_name, labelled, spectra
 
 ORDER = 14
 OPTIONAL = True
@@ -33,5 +33,5 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 
 def describe(frame: pd.DataFrame) -> str:
     """Which are products, and what spectra says."""
-    labels = [label for label, rows, _ in by_label(frame) if rows["product"].iloc[0]]
+    labels = [label for label, rows in by_name(frame) if rows["product"].iloc[0]]
     return f"Of {', '.join(labels)} these are values of s·B·A, of all others of ΔW. {spectra.describe(frame)}"

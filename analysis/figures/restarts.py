@@ -5,7 +5,7 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, handles_of, labelled, split
+from analysis.figures import TWO_COLUMNS, add_band, add_legend, by_label, by_name, handles_of, labelled, split
 from relora_lab.runs import RunFolder
 
 ORDER = 13
@@ -57,7 +57,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 def describe(frame: pd.DataFrame) -> str:
     """The largest of both that a restart of each label did."""
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         jumps, orphans = (rows[rows["measure"] == measure] for measure in PANELS)
         jump = max(jumps["low"].min(), jumps["high"].max(), key=abs) if len(jumps) else float("nan")
         restarts = f"{jumps['step'].nunique()} restarts"

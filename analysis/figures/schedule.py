@@ -4,7 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import logs
-from analysis.figures import ONE_COLUMN, add_legend, by_label, labelled
+from analysis.figures import ONE_COLUMN, add_legend, by_label, by_name, labelled
+from relora_lab.runs import RunFolder
 
 ORDER = 2
 SIZE = (ONE_COLUMN, 2.0)
@@ -12,10 +13,10 @@ POINTS = 1000  # of a line, at most, but for those at which it turns
 
 
 def data(runs: pd.DataFrame) -> pd.DataFrame:
-    """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first seed."""
-    first = runs.drop_duplicates("label")
-    frame = pd.concat([_of_run(run) for _, run in first.iterrows()], ignore_index=True)
-    return labelled(frame, runs)
+    """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first run."""
+    frame = pd.concat([_of_run(run) for _, run in runs.iterrows()], ignore_index=True)
+    first = frame.groupby("label", observed=True)["run"].transform("first")
+    return labelled(frame[frame["run"] == first].drop(columns="run").reset_index(drop=True), runs)
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:
@@ -30,7 +31,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 
 def describe(frame: pd.DataFrame) -> str:
     """How often each line falls to zero."""
-    zeros = {label: int((rows["multiplier"].iloc[1:] == 0).sum()) for label, rows, _ in by_label(frame)}
+    zeros = {label: int((rows["multiplier"].iloc[1:] == 0).sum()) for label, rows in by_name(frame)}
     told = ", ".join(f"{label} {count}" for label, count in zeros.items())
     return f"Learning rate of each update over the peak of its phase. Updates at rate zero after the first: {told}."
 
@@ -39,9 +40,10 @@ def _of_run(run: pd.Series) -> pd.DataFrame:
     lines = logs.read(run["path"], "metrics")
     low_rank_lr = run.get("optimizer.low_rank_lr")
     peak = pd.Series(run["optimizer.lr"], index=lines.index)
-    if run["method"] != "full" and pd.notna(low_rank_lr):
+    if RunFolder(run["path"]).config.low_rank and pd.notna(low_rank_lr):
         peak = peak.where(lines["step"] <= run["training.warm_start"], low_rank_lr)
-    frame = pd.DataFrame({"label": run["label"], "step": lines["step"].astype(int), "multiplier": lines["lr"] / peak})
+    frame = pd.DataFrame({"label": run["label"], "run": run["run"], "step": lines["step"].astype(int)})
+    frame["multiplier"] = lines["lr"] / peak
     # Between the steps at which it turns, a smooth line needs no more points than are seen.
     rises = frame["multiplier"].diff() > 0
     every = max(1, int(run["steps"]) // POINTS)

@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.counts import of_runs
-from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, labelled, plain
+from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, by_name, labelled, plain
 from analysis.naming import role_key
 
 ORDER = 5
@@ -49,7 +49,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
 def describe(frame: pd.DataFrame) -> str:
     """Shares over all projections."""
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         below, total = rows["below"].sum(), rows["total"].sum()
         told.append(f"{label} {below / total:.0%} (at least {rows['at_least'].sum() / total:.0%})")
     return (

@@ -13,6 +13,7 @@ from analysis.figures import (
     TWO_COLUMNS,
     add_legend,
     by_label,
+    by_name,
     fitting,
     handles_of,
     labelled,
@@ -141,7 +142,7 @@ def describe(frame: pd.DataFrame) -> str:
     """What the cut axes do not show."""
     frame, others = first_roles(frame, MOST)
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         total = rows.drop_duplicates("role")["total"].sum()
         first = rows.loc[rows["left"] == 0, "count"].sum()
         told.append(f"{label} has {first / total:.0%} of its values in the first bin and {beyond(rows)}")

@@ -7,7 +7,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import spectra
-from analysis.figures import TWO_COLUMNS, add_legend, by_label, handles_of, labelled, make_higher, split, tighten
+from analysis.figures import (
+    TWO_COLUMNS,
+    add_legend,
+    by_name,
+    handles_of,
+    labelled,
+    make_higher,
+    split,
+    tighten,
+)
 from analysis.figures.spectra import (
     ROW,
     about,
@@ -69,7 +78,7 @@ def describe(frame: pd.DataFrame) -> str:
     shown, layers = frame["layer"].nunique(), frame["layers"].iloc[0]
     frame, others = first_roles(frame, COLUMNS)
     told = []
-    for label, rows, _ in by_label(frame):
+    for label, rows in by_name(frame):
         first = rows[rows["left"] == 0].groupby("layer")[["count", "total"]].sum()
         share = first["count"] / first["total"]
         least, most = f"{share.min():.0%}", f"{share.max():.0%}"

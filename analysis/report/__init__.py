@@ -10,7 +10,8 @@ Runs of several sizes, which saw as many tokens as suits each, get a section a s
 they are escaped wherever they are shown.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from analysis import figures, modules, output, tables
 from analysis.load import by_size, load_runs, require_comparable
 from analysis.report import latex, markdown, page
 from analysis.report.findings import about, findings
-from analysis.report.parts import Part, Section, sections_of
+from analysis.report.parts import ALWAYS, Part, Section, sections_of
 from relora_lab import files
 from relora_lab.errors import require
 
@@ -45,9 +46,8 @@ def build(
     sections = sections_of(runs, sizes, _modules(own), progress=progress)
     for folder in ("figures", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for part in section.parts:
-            _write(part, out)
+    written = {path for section in sections for part in section.parts for path in _write(part, out)}
+    _forget(written, out)
     told = about(sizes), findings(sections)
     files.write_text(out / "report.md", markdown.render(*told, sections))
     files.write_text(out / "report.tex", latex.render(*told, sections))
@@ -56,26 +56,40 @@ def build(
 
 
 def _modules(own: str | Path | None) -> list[modules.ModuleType]:
-    """All tables, then all figures; one's own come last."""
+    """All tables, then all figures, each by their ORDER."""
     found = [*tables.available(), *figures.available()]
+    taken = {(modules.is_table(module), modules.name_of(module)) for module in found}
+    taken |= {(True, name) for name in ALWAYS}
     for module in modules.of_folder(own) if own is not None else ():
-        same = {modules.name_of(other) for other in found if modules.is_table(other) == modules.is_table(module)}
         name = modules.name_of(module)
-        require(name not in same, f"--with: {module.__file__}: the report has a {name} already; rename the file")
+        free = (modules.is_table(module), name) not in taken
+        require(free, f"--with: {module.__file__}: the report has a {name} already; rename the file")
         found.append(module)
-    return found
+    return sorted(found, key=lambda module: (not modules.is_table(module), modules.order_of(module)))
 
 
-def _write(part: Part, out: Path) -> None:
-    """The numbers as CSV, the table as LaTeX, the figure as PNG, PDF and SVG."""
+def _write(part: Part, out: Path) -> Iterator[str]:
+    """Write the numbers as CSV, the table as LaTeX, the figure as PNG, PDF and SVG; gives their places."""
     if part.frame.empty:
         return
     output.write_csv(out / part.file("csv"), part.frame)
+    yield part.file("csv")
     if part.shown is not None:
         files.write_text(out / part.file("tex"), latex.table(part.shown))
-    if part.drawing:
-        for suffix, content in part.drawing.result().files.items():
-            files.write_bytes(out / part.file(suffix), content)
+        yield part.file("tex")
+    for suffix, content in part.drawn().files.items() if part.drawing else ():
+        files.write_bytes(out / part.file(suffix), content)
+        yield part.file(suffix)
+
+
+def _forget(written: set[str], out: Path) -> None:
+    """Remove what an earlier report wrote here and this one has not, and note what this one wrote."""
+    noted = out / ".written"
+    before = set(noted.read_text(encoding="utf-8").splitlines()) if noted.exists() else set()
+    for name in before - written:
+        if re.fullmatch(r"(figures|tables)/[^/]+\.(csv|tex|png|pdf|svg)", name):
+            (out / name).unlink(missing_ok=True)
+    files.write_text(noted, "".join(f"{name}\n" for name in sorted(written)))
 
 
 __all__ = ["Part", "Section", "build"]

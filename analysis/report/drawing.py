@@ -70,10 +70,13 @@ class Draughtsman:
     def _ask(self, name: str, path: str) -> Drawing:
         assert self._process.stdin
         assert self._process.stdout
-        print(json.dumps([name, path]), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
+        try:
+            print(json.dumps([name, path]), file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        except OSError:
+            answer = ""
         if not answer:
-            raise RuntimeError(f"{name}: the process that draws has ended")
+            raise RuntimeError(f"{name}: the process that draws it has ended")
         return Drawing({suffix: Path(f"{path}.{suffix}").read_bytes() for suffix in SUFFIXES}, json.loads(answer))
 
 
@@ -85,4 +88,7 @@ def serve() -> None:
         drawing = draw(known[name], pd.read_feather(path))
         for suffix, content in drawing.files.items():
             Path(f"{path}.{suffix}").write_bytes(content)
-        print(json.dumps(drawing.width), flush=True)
+        try:
+            print(json.dumps(drawing.width), flush=True)
+        except BrokenPipeError:  # nobody waits any more
+            return

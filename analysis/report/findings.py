@@ -25,10 +25,11 @@ def _about(runs: pd.DataFrame) -> str:
     first = runs.iloc[0]
     seen = int(first["training.steps"] * first["data.batch_size"] * first["data.sequence_length"])
     named, seeds = ", ".join(dict.fromkeys(runs["size"])), sorted(set(runs["seed"]))
-    corpus = first["corpus"][:8] if isinstance(first["corpus"], str) else "unknown"
+    corpus = next((known[:8] for known in runs["corpus"] if isinstance(known, str)), "unknown")
     return (
-        f"{len(runs)} runs of size {named}, seeds {', '.join(map(str, seeds))}; {first['training.steps']:,} updates, "
-        f"{seen:,} tokens each, corpus {corpus}."
+        f"{len(runs)} run{'s' * (len(runs) > 1)} of size {named}, seed{'s' * (len(seeds) > 1)} "
+        f"{', '.join(map(str, seeds))}, each of {first['training.steps']:,} updates and {seen:,} tokens of corpus "
+        f"{corpus}."
     )
 
 
@@ -36,7 +37,8 @@ def findings(sections: Sequence[Section]) -> list[str]:
     """Sentences, of each size those that matter most first: who is best, what is more than noise, ranks of ΔW."""
     told = []
     for section in sections:
-        frames = {part.name.removeprefix(f"{section.title}-"): part.frame for part in section.parts}
+        tables_of = [part for part in section.parts if part.kind == "tables"]
+        frames = {part.name.removeprefix(f"{section.title}-"): part.frame for part in tables_of}
         if "perplexity" in frames:
             before = f"{section.title}: " if section.title else ""
             told += [before + sentence for sentence in _of_section(frames)]
@@ -64,7 +66,7 @@ def _significance(compared: pd.DataFrame) -> Iterator[str]:
         return
     less, tested = compared["less"].iloc[0], compared[HOLM].dropna()
     if tested.empty:
-        yield f"No difference to {less} can be told from noise: that needs two seeds or more."
+        yield f"No difference to {less} can be told from noise: that needs two seeds that both runs finished."
     else:
         sure = int((tested < SURE).sum())
         yield f"{sure} of {len(tested)} differences to {less} are more than the noise of seeds (p (Holm) < {SURE})."
@@ -77,6 +79,9 @@ def _ranks(ranks: pd.DataFrame) -> Iterator[str]:
         if "rank" not in row or row["rank"] == "–":
             continue
         ceiling = row.get("ceiling", "–")
+        if ceiling == "–":
+            same.setdefault(f"ΔW has rank {row['rank']} of {row['smaller side']}.", []).append(row["label"])
+            continue
         most = "the most that" if row["rank"] == ceiling else f"where {ceiling} is the most that"
         why = "its size" if ceiling == row["smaller side"] else "the sum of its factor pairs"
         sentence = f"ΔW has rank {row['rank']} of {row['smaller side']}, {most} {why} allows."

@@ -9,6 +9,7 @@ from analysis.report.parts import Part, Section
 ROWS, COLUMNS = 45, 14  # that a page has room for
 COMMANDS = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"{{{sign}}}" for sign in "[]*"},  # which after \\\\ are no text
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -54,7 +55,7 @@ COMMANDS = {
 HEAD = r"""% Compile in this folder, which has the figures: pdflatex report.tex
 \documentclass{article}
 \usepackage[margin=2cm]{geometry}
-\usepackage{amssymb,booktabs,graphicx,longtable}
+\usepackage{amssymb,booktabs,graphicx}
 \setlength{\parindent}{0pt}
 % As wide as the page at most.
 \newcommand{\fitting}[1]{\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}}
@@ -80,7 +81,7 @@ def _part(part: Part) -> Iterator[str]:
     yield ""
     yield rf"\subsection*{{{escape(part.title)}}}"
     if part.drawing:
-        width = f"{part.drawing.result().width:.2f}in"
+        width = f"{part.drawn().width:.2f}in"
         yield rf"\begin{{center}}\includegraphics[width={width}]{{{part.file('pdf')}}}\end{{center}}"
     elif part.shown is not None:
         # One that is longer than a page would run off it; its file has it whole.
@@ -128,4 +129,6 @@ def is_number(cells: pd.Series) -> bool:
 
 def escape(text: object) -> str:
     """Text that LaTeX prints as it is, in ASCII; a sign that it has no command for by its number."""
-    return "".join(COMMANDS.get(sign, sign if sign.isascii() else f"[U+{ord(sign):04X}]") for sign in str(text))
+    return "".join(
+        COMMANDS.get(sign, sign if sign.isascii() else f"{{[}}U+{ord(sign):04X}{{]}}") for sign in str(text)
+    )

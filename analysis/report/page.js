@@ -7,15 +7,23 @@ function value(row, column) {
 }
 
 function number(text) {
-  const parsed = parseFloat(text.replaceAll(",", "").replaceAll("−", "-"));
-  return Number.isNaN(parsed) ? null : parsed; // "–", "diverged"
+  const plain = text.replaceAll(",", "").replaceAll("−", "-");
+  const found = /^-?\d+(\.\d+)?(e-?\d+)?(?= |$)/.exec(plain); // of "3.1 ± 0.2" the mean; "10k" is a word
+  return found ? Number(found[0]) : null;
 }
 
-// What is missing comes last, in both directions.
-function compare(a, b, isText, sign) {
-  if (isText) return sign * a.localeCompare(b, "en", { numeric: true });
+function isMissing(text) {
+  return text === "" || text === "–";
+}
+
+// Numbers before words, and what is missing last, in both directions.
+function compare(a, b, sign) {
+  if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b);
   const [x, y] = [number(a), number(b)];
-  if (x === null || y === null) return (x === null) - (y === null);
+  if (x === null || y === null) {
+    const words = (x === null) - (y === null);
+    return words || sign * a.localeCompare(b, "en", { numeric: true });
+  }
   return sign * (x - y);
 }
 
@@ -25,9 +33,9 @@ for (const head of document.querySelectorAll("thead th")) {
     const descending = head.getAttribute("aria-sort") === "ascending";
     for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", descending ? "descending" : "ascending");
-    const [column, isText, sign] = [head.cellIndex, head.classList.contains("text"), descending ? -1 : 1];
+    const [column, sign] = [head.cellIndex, descending ? -1 : 1];
     const rows = [...body.rows];
-    rows.sort((a, b) => compare(value(a, column), value(b, column), isText, sign));
+    rows.sort((a, b) => compare(value(a, column), value(b, column), sign));
     body.append(...rows);
   });
 }

@@ -50,7 +50,7 @@ def _part(part: Part) -> dict[str, Any]:
     about: dict[str, Any] = {"id": f"{part.kind}-{part.name}", "title": part.title, "note": note, "more": more}
     about |= {"csv": "" if part.frame.empty else part.file("csv"), "svg": "", "columns": [], "printed": []}
     if part.drawing:
-        drawing = part.drawing.result()
+        drawing = part.drawn()
         narrow = drawing.width < NARROW  # it stays legible on a phone; a wider one is pushed aside there
         svg = _inline(drawing.files["svg"].decode(), part)
         return about | {"svg": svg, "width": round(drawing.width * CSS_PIXELS), "narrow": narrow}

@@ -1,7 +1,7 @@
 """What a report is made of: sections of tables and figures, each with its numbers and what is said of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -19,6 +19,7 @@ from relora_lab.runs import RunFolder
 
 Draw = Callable[[ModuleType, pd.DataFrame], Future[Drawing]]
 MANY = 50  # runs, from which on a second process is worth its start
+ALWAYS = ("settings", "runs", "in_common")  # tables that every report has
 NOTHING = "Nothing to show: none of these runs has come that far."
 VERSIONS = ("relora_lab", "torch", "transformers", "python", "device", "cpu_capability", "threads", "git_commit")
 
@@ -45,6 +46,11 @@ class Part:
     shown: pd.DataFrame | None = None
     drawing: Future[Drawing] | None = None
     printed: Sequence[Printed] = ()  # what the papers have of it
+
+    def drawn(self) -> Drawing:
+        """A figure's drawing; waits for it. Raises what went wrong with it."""
+        assert self.drawing
+        return self.drawing.result()
 
     def file(self, suffix: str) -> str:
         """Where one of its files lies, in the report's folder."""
@@ -74,7 +80,8 @@ def sections_of(
         for size, mine in sizes.items():
             section = _section(size if len(sizes) > 1 else "", mine, within, draw, bar)
             sections.append(replace(section, parts=[*section.parts, _differing(mine, section.title)]))
-        wait([part.drawing for section in sections for part in section.parts if part.drawing])
+        for part in (part for section in sections for part in section.parts if part.drawing):
+            part.drawn()  # or its error, before anything is written
     last = [_runs(runs), _in_common(runs)]
     if len(sizes) == 1:
         return [*sections[:-1], replace(sections[-1], parts=[*sections[-1].parts, *last])]
@@ -103,8 +110,8 @@ def _prefixed(name: str, size: str) -> str:
 def _part(module: ModuleType, runs: pd.DataFrame, draw: Draw | None) -> Part:
     """What a module has to show of the runs. Raises BadInput, naming the file, where one's own fails."""
     try:
-        return _made(module, runs, draw if is_ours(module) else None)
-    except Exception as error:
+        return _made(module, runs, draw) if is_ours(module) else _made(module, runs.copy(), None)
+    except (Exception, SystemExit) as error:
         if is_ours(module):
             raise
         raise BadInput(f"--with: {module.__file__}: {type(error).__name__}: {one_line(error)}") from error
@@ -118,14 +125,14 @@ def _made(module: ModuleType, runs: pd.DataFrame, draw: Draw | None) -> Part:
         frame = module.table(runs)
         if frame.empty:
             return Part("tables", name, title, nothing, frame)
-        note = module.note(frame) if hasattr(module, "note") else getattr(module, "NOTE", "")
+        note = str(module.note(frame) if hasattr(module, "note") else getattr(module, "NOTE", ""))
         printed = [_printed(*place) for place in getattr(module, "PRINTED", ())]
         return Part("tables", name, title, note, frame, tables.shown(frame), printed=printed)
     frame = module.data(runs)
     if frame.empty:
         return Part("figures", name, title, nothing, frame)
     drawing = draw(module, frame) if draw else _now(module, frame)
-    return Part("figures", name, title, module.describe(frame), frame, drawing=drawing)
+    return Part("figures", name, title, str(module.describe(frame)), frame, drawing=drawing)
 
 
 def _now(module: ModuleType, frame: pd.DataFrame) -> Future[Drawing]:
@@ -138,7 +145,7 @@ def _now(module: ModuleType, frame: pd.DataFrame) -> Future[Drawing]:
 def _printed(of: str, name: str) -> Printed:
     flags = paper.flags().query("paper == @of and table == @name")
     told = [f"{row.row}, {row.column} ({row.text or 'empty'}): {row.flag}" for row in flags.itertuples()]
-    shown = paper.table(of, name).rename_axis(columns=None, index="").reset_index()
+    shown = paper.table(of, name).rename_axis(columns=None, index="row").reset_index()
     return Printed(f"{of} {name}", paper.quantity(of, name), shown, told)
 
 
@@ -149,9 +156,11 @@ def _differing(runs: pd.DataFrame, size: str) -> Part:
     """The settings in which the runs differ, a row a run."""
     differing = [name for name in _settings(runs) if runs[name].nunique(dropna=False) > 1]
     frame = runs[["run", *differing]].convert_dtypes().rename(columns=lambda name: str(name).replace("_", " "))
+    floats = frame.select_dtypes("Float64").columns
+    shown = _text(frame.assign(**{name: frame[name].map("{:g}".format, na_action="ignore") for name in floats}))
     title = "What the runs differ by" + (f" ({size})" if size else "")
     note = "All other settings are the same."
-    return Part("tables", _prefixed("settings", size), title, note, frame, _text(frame))
+    return Part("tables", _prefixed("settings", size), title, note, frame, shown)
 
 
 def _in_common(runs: pd.DataFrame) -> Part:
@@ -172,10 +181,11 @@ def _runs(runs: pd.DataFrame) -> Part:
 
 def _of_run(run: pd.Series) -> dict[str, object]:
     state = f"{run['state']} at step {run['step']}" + (f": {run['reason']}" if isinstance(run["reason"], str) else "")
-    made = dict(_flat(RunFolder(run["path"]).environment))
-    made = {**dict.fromkeys(VERSIONS), **made}
+    about = {"run": run["run"], "state": state}
+    made = {**dict.fromkeys(VERSIONS), **dict(_flat(RunFolder(run["path"]).environment))}
     made["git_commit"] = str(made["git_commit"])[:8] if made["git_commit"] else None
-    return {"run": run["run"], "state": state, **made, **run[_settings(run.to_frame().T)], "folder": run["path"]}
+    # What is known of the run comes last: nothing that stands in a file of it takes its place.
+    return about | made | dict(run[_settings(run.to_frame().T)]) | about | {"folder": run["path"]}
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:

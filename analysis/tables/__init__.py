@@ -1,6 +1,6 @@
 """One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it, NOTE what is
 said below them (`note(frame)` where that depends on them). PRINTED names tables of the papers (analysis/paper.py)
-that a report shows beside it.
+that a report shows beside it, NOTHING says in words why it is empty.
 
 Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
 `shown`. A table that has nothing to say of these runs is empty; one with OPTIONAL = True a report then leaves out.
@@ -29,9 +29,6 @@ DIGITS = {
     "zeroed_percent": 1,
     "gap": 4,
     "gap_interval": 4,
-    "value": 4,
-    "lr": 4,
-    "low_rank_lr": 4,
     "examples/s": 1,
     "full_rank": 1,
     "low_rank": 1,
@@ -42,6 +39,7 @@ DIGITS = {
     "total_percent_33": 1,
     "of_full_rank_percent": 1,
 }
+SIGNIFICANT = ("lr", "low_rank_lr", "relative_τ", "value", "param", "grad", "os", "act", "extra", "total")
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
 
@@ -89,6 +87,8 @@ def _kind(name: str, frame: pd.DataFrame) -> tuple[str, str]:
 
 
 def _texts(values: pd.Series, stem: str) -> pd.Series:
+    if stem in SIGNIFICANT and pd.api.types.is_float_dtype(values):
+        return values.map(lambda value: "–" if pd.isna(value) else f"{value:.3g}").astype(object)
     digits = DIGITS.get(stem, 3)
     if stem in COUNTS:
         digits = 1 if (values.dropna() % 1).any() else 0

@@ -9,6 +9,7 @@ from analysis.load import TOGGLES
 from analysis.statistics import holm, paired_difference, summarise
 
 ORDER = 2
+NOTHING = "Nothing to compare: no run of full training, LoRA, a low-rank network or ReLoRA."
 PRINTED = [("P1", "Table 6"), ("P1", "Section 4.2"), ("P1v1", "Table 3")]
 COMPARED = ["difference", "less", "interval_low", "interval_high", "bootstrap_low", "bootstrap_high", "signs", "p"]
 HOLM = "p (Holm)"

@@ -6,6 +6,7 @@ from analysis import logs, paper
 from analysis.statistics import standard_error, summarise
 
 ORDER = 11
+NOTHING = "No two steps at which every finished run was evaluated, or no run has finished."
 PRINTED = [("P1", "Table 4")]
 SHARES = (1 / 2, 2 / 3, 1)  # of training: P1's 15K, 20K and 30K of 30K updates
 

@@ -6,6 +6,7 @@ from analysis.load import require_comparable
 from relora_lab.runs import RunFolder
 
 ORDER = 6
+NOTHING = "No run has been restarted."
 NOTE = (
     "restarts: events at which the optimizer is reset, in a run; merges: those at which s·B·A went into W. jump: "
     "loss after less loss before (nats, one fixed held-out batch), the range over restarts and seeds, merges between "

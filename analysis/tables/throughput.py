@@ -7,6 +7,7 @@ from analysis.load import require_comparable
 from analysis.statistics import standard_error
 
 ORDER = 13
+NOTHING = "No run with a low-rank phase, or at full rank, has logged an update."
 PRINTED = [("P1", "Table 7"), ("P1v1", "Section 7")]
 NOTE = (
     "Examples (sequences) a second, the median over updates; mean ± standard error over n runs, finished or not. "

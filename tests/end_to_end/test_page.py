@@ -11,18 +11,20 @@ import pytest
 from conftest import ROOT, changed, run, tiny_tables
 
 from analysis import load_runs, modules, report, tables
-from analysis.report import parts
+from analysis.report import drawing, parts
 from relora_lab import train
 from relora_lab.errors import BadInput
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "=cmd()|<script>window.hacked=1&\\end{document}$%#_~^`*é😀"
-LABELS = {"full": 3.0, "relora": 3.5, "lora-warm": 3.75, EVIL: 3.25}  # and the held-out loss of their first seed
+CHINESE = "[中] *x*"
+# Labels, and the held-out loss of their first seed.
+LABELS = {"full": 3.0, "relora": 3.5, "lora-warm": 3.75, CHINESE: 4.0, EVIL: 3.25}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two short runs, copied under four names and two seeds each; one has diverged."""
+    """Two short runs, copied under five names and two seeds each; one has diverged."""
     made, out = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("runs")
     train.run(changed(tiny_tables(), training={"seed": 0}), made / "relora")
     full = {"method": {"name": "full"}, "training": {"warm_start": 0, "reference_step": 20}}
@@ -126,9 +128,12 @@ def test_tables_sort_both_ways_with_what_is_missing_last(browse):
     assert min(numbers) < 0 < max(numbers)
     assert falling[:-1] == rising[:-1][::-1]
     assert rising[-1] == falling[-1] == "–"
+    tab.locator("#tables-ablation > .wide thead button", has_text=re.compile("^warm start$")).click()
+    ticks = column(tab, "tables-ablation", "warm start")
+    assert ticks == ["✓"] * (len(LABELS) - 1) + [""]
     tab.locator("#tables-ablation > .wide thead button", has_text=re.compile("^label$")).press("Enter")
     names = column(tab, "tables-ablation", "label")
-    assert names == sorted(names, key=str.casefold)
+    assert names[2:] == ["full", "lora-warm", "relora"]  # behind names that begin with signs
 
 
 @pytest.mark.slow
@@ -172,8 +177,7 @@ def test_names_are_text_in_every_form(page):
     latex = page.with_name("report.tex").read_text()
     assert latex.isascii()
     assert latex.count(r"\end{document}") == 1
-    assert "[U+1F600]" in latex
-    assert set(re.findall(r"\[U\+\w+\]", latex)) == {"[U+1F600]"}
+    assert set(re.findall(r"U\+\w+", latex)) == {"U+1F600", "U+4E2D"}
 
 
 @pytest.mark.slow
@@ -189,7 +193,7 @@ def test_latex_makes_a_document_of_it(page, tmp_path):
 def test_every_runs_settings_and_environment_are_there(page, runs):
     about = pd.read_csv(page.parent / "tables" / "runs.csv")
     assert len(about) == len(runs)
-    assert set(about["optimizer.clip"]) == {1.0, 2.0, 3.0, 4.0}
+    assert set(about["optimizer.clip"]) == {1.0, 2.0, 3.0, 4.0, 5.0}
     assert about["torch"].notna().all()
     assert {"python", "device", "threads", "corpus.text_sha256", "training.steps"} <= set(about)
     same = pd.read_csv(page.parent / "tables" / "in_common.csv").set_index("setting")["value"]
@@ -204,6 +208,43 @@ def test_a_second_process_draws_the_same(runs, page, tmp_path, monkeypatch):
     again = report.build(runs, tmp_path / "report")
     for path in sorted(page.parent.rglob("*.*")):
         assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes(), path
+
+
+def test_a_process_that_draws_and_dies_is_said_and_nothing_is_written(folder, tmp_path, monkeypatch, capsys):
+    begin = drawing.Draughtsman.__enter__
+
+    def dying(self):
+        begin(self)
+        self._process.kill()
+        return self
+
+    monkeypatch.setattr(parts, "MANY", 1)
+    monkeypatch.setattr(drawing.Draughtsman, "__enter__", dying)
+    code, _, err = run(capsys, "report", folder / "s0", "--out", tmp_path / "out")
+    assert code == 1
+    assert "the process that draws it has ended" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_in_the_place_of_another_leaves_nothing_of_it_and_nothing_else_is_touched(page, folder, tmp_path):
+    where = shutil.copytree(page.parent, tmp_path / "report")
+    (where / "figures" / "mine.png").write_bytes(b"mine")
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    shutil.copy(folder / "s0" / "full" / "config.toml", waiting)
+    report.build(waiting, where)
+    left = {path.name for path in where.rglob("*.*") if path.parent != where}
+    assert left == {
+        "mine.png",
+        "settings.csv",
+        "settings.tex",
+        "runs.csv",
+        "runs.tex",
+        "in_common.csv",
+        "in_common.tex",
+    } | {
+        f"{name}.{suffix}" for name in ("perplexity", "ablation", "models", "throughput") for suffix in ("csv", "tex")
+    }
 
 
 # ---- one's own tables and figures
@@ -232,6 +273,11 @@ def test_ones_own_tables_and_figures_stand_among_the_others(folder, tmp_path, ca
     runs = load_runs(folder / "s0")
     assert written["trained"].tolist() == [trained / 1000 for trained in runs["trained"]]
     assert len(pd.read_csv(tmp_path / "out" / "figures" / "by_trained.csv")) == len(runs)
+    greedy = "def data(runs):\n    runs['loss'] = 99.0\n    return runs[['label', 'loss']]\n"
+    (own / "greedy.py").write_text(greedy + "SIZE = (3, 2)\ndef draw(f, ax): pass\ndef describe(f): return 5\n")
+    before = (tmp_path / "out" / "tables" / "perplexity.csv").read_text()
+    report.build(folder / "s0", tmp_path / "out", own=own)
+    assert (tmp_path / "out" / "tables" / "perplexity.csv").read_text() == before
     (own / "price.py").write_text('NOTE = "New."\ndef table(runs):\n    return runs\n')  # read anew
     assert [module.NOTE for module in modules.of_folder(own) if modules.is_table(module)] == ["New."]
 
@@ -242,6 +288,9 @@ def test_ones_own_tables_and_figures_stand_among_the_others(folder, tmp_path, ca
         ("letters.py", "def table(runs):\n    return runs.nothing\n", "letters.py: AttributeError"),
         ("broken.py", "def table(runs:\n", "SyntaxError"),
         ("neither.py", "x = 1\n", "neither.py is neither a table"),
+        ("exits.py", "import sys\nsys.exit(0)\n", "SystemExit"),
+        ("a b.py", "def table(runs):\n    return runs\n", "use letters, digits and _"),
+        ("runs.py", "def table(runs):\n    return runs\n", "the report has a runs already"),
         ("half.py", "def data(runs):\n    return runs\nSIZE = (1, 1)\n", "lacks `draw`, `describe`"),
         ("perplexity.py", "def table(runs):\n    return runs\n", "the report has a perplexity already"),
         ("notes.txt", "", "has no Python files"),
@@ -266,7 +315,12 @@ def test_runs_of_several_sizes_have_a_section_each_and_p1s_table_of_all(folder, 
             edit_settings(path, size=size, steps=steps)
     page = report.build(both, tmp_path / "out")
     text = page.with_name("report.md").read_text()
-    assert re.findall(r"(?m)^## (.*)$", text) == ["60M", "demo", "All runs"] or "## 60M" in text
+    assert re.findall(r"(?m)^## (.*)$", text) == [
+        "Perplexity by method and size (P1 Table 2)",
+        "60M",
+        "demo",
+        "All runs",
+    ]
     wide = pd.read_csv(page.parent / "tables" / "sizes.csv")
     assert {"demo", "60M", "P1 60M"} <= set(wide)
     assert set(wide["P1 60M"].dropna()) == {33.81, 34.46}

@@ -375,6 +375,7 @@ def test_paired_differences_are_drawn_as_measured_and_nothing_is_in_the_way(coun
     assert f"less that of {labels[0]} (nats); left is better" in ax.get_xlabel()
     assert f"the {count - 1} comparison" in paired_differences.describe(frame)
     width, height = figure.get_size_inches() * figure.dpi
+    figure.draw_without_rendering()  # which puts labels in their places
     boxes = [text.get_window_extent() for text in (*names, *ax.texts, ax.xaxis.label, *figure.legends[0].get_texts())]
     assert min(min(box.x0, box.y0) for box in boxes) >= 0
     assert max(box.x1 for box in boxes) <= width

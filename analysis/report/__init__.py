@@ -18,9 +18,10 @@ import pandas as pd
 
 from analysis import figures, modules, output, tables
 from analysis.load import by_size, load_runs, require_comparable
-from analysis.report import latex, markdown, page
+from analysis.report import latex, markdown, page, provenance
 from analysis.report.findings import about, findings
-from analysis.report.parts import ALWAYS, Part, Section, sections_of
+from analysis.report.part import Part, Section
+from analysis.report.sections import sections_of
 from relora_lab import files
 from relora_lab.errors import require
 
@@ -59,7 +60,7 @@ def _modules(own: str | Path | None) -> list[modules.ModuleType]:
     """All tables, then all figures, each by their ORDER."""
     found = [*tables.available(), *figures.available()]
     taken = {(modules.is_table(module), modules.name_of(module)) for module in found}
-    taken |= {(True, name) for name in ALWAYS}
+    taken |= {(True, name) for name in provenance.NAMES}
     for module in modules.of_folder(own) if own is not None else ():
         name = modules.name_of(module)
         free = (modules.is_table(module), name) not in taken

@@ -40,6 +40,13 @@ def draw(module: ModuleType, frame: pd.DataFrame) -> Drawing:
     return Drawing(files, float(figure.get_figwidth()))
 
 
+def now(module: ModuleType, frame: pd.DataFrame) -> Future[Drawing]:
+    """The figure of a module, drawn before this returns."""
+    drawing: Future[Drawing] = Future()
+    drawing.set_result(draw(module, frame))
+    return drawing
+
+
 class Draughtsman:
     """`with Draughtsman() as draughtsman:` a second process that draws the lab's figures, one after the other."""
 

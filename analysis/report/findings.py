@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from analysis import tables
-from analysis.report.parts import Section
+from analysis.report.part import Section
 from analysis.tables.ablation import HOLM
 
 SURE = 0.05

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from analysis.report.parts import Part, Section
+from analysis.report.part import Part, Section
 
 ROWS, COLUMNS = 45, 14  # that a page has room for
 COMMANDS = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from analysis.report.parts import Part, Section
+from analysis.report.part import Part, Section
 
 
 def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> str:

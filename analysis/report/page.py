@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from analysis.output import as_csv
 from analysis.report.latex import is_number
-from analysis.report.parts import Part, Printed, Section
+from analysis.report.part import Part, Printed, Section
 
 TITLE = "What rank did the updates have?"
 LEADING = 10  # findings that are shown at once

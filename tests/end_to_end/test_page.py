@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, changed, run, tiny_tables
 
 from analysis import load_runs, modules, report, tables
-from analysis.report import drawing, parts
+from analysis.report import drawing, sections
 from relora_lab import train
 from relora_lab.errors import BadInput
 
@@ -204,7 +204,7 @@ def test_every_runs_settings_and_environment_are_there(page, runs):
 
 
 def test_a_second_process_draws_the_same(runs, page, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "MANY", 1)
+    monkeypatch.setattr(sections, "MANY", 1)
     again = report.build(runs, tmp_path / "report")
     for path in sorted(page.parent.rglob("*.*")):
         assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes(), path
@@ -218,7 +218,7 @@ def test_a_process_that_draws_and_dies_is_said_and_nothing_is_written(folder, tm
         self._process.kill()
         return self
 
-    monkeypatch.setattr(parts, "MANY", 1)
+    monkeypatch.setattr(sections, "MANY", 1)
     monkeypatch.setattr(drawing.Draughtsman, "__enter__", dying)
     code, _, err = run(capsys, "report", folder / "s0", "--out", tmp_path / "out")
     assert code == 1

@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/relora-lab demo
 
 test: lint
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ from test_launch import wait_until
 
 from analysis import load_runs
 from analysis.tables import ablation, perplexity
-from relora_lab import grid
 from relora_lab.errors import Interrupted
 from relora_lab.launch import local
 from relora_lab.runs import RunFolder
@@ -19,21 +18,13 @@ from relora_lab.runs import RunFolder
 DECLARED = GRID.replace("CORPUS", threading.__file__)
 
 
-@pytest.fixture(scope="module")
-def cells():
-    return grid.cells(DECLARED, seeds=[0])
-
-
-@pytest.fixture(scope="module")
-def here(cells, tmp_path_factory):
-    """What the processes of this machine left."""
-    out = tmp_path_factory.mktemp("here") / "runs"
+def trained_here(cells, out):
+    """The cells, trained by the processes of this machine."""
     assert local.launch(cells, out, workers=2) == {}
     return out
 
 
-@pytest.fixture
-def long(tiny):
+def long_cells(tiny):
     """Two cells that nobody waits for."""
     return {f"long{seed}": changed(tiny, training={"steps": 20000, "seed": seed}) for seed in (0, 1)}
 

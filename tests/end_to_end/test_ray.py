@@ -6,15 +6,25 @@ from pathlib import Path
 
 import pytest
 from conftest import changed
-from engines import kill_one, launch_and_stop, left_behind
+from engines import DECLARED, kill_one, launch_and_stop, left_behind, long_cells, trained_here
 from test_grid_survives import training
 from test_launch import wait_until
 
+from relora_lab import grid
 from relora_lab.errors import BadInput
 from relora_lab.launch import ray, remote
 from relora_lab.runs import RunFolder
 
-pytest_plugins = "engines"  # its fixtures: cells, here, long
+
+@pytest.fixture(scope="module")
+def cells():
+    return grid.cells(DECLARED, seeds=[0])
+
+
+@pytest.fixture(scope="module")
+def here(cells, tmp_path_factory):
+    """What the processes of this machine left."""
+    return trained_here(cells, tmp_path_factory.mktemp("here") / "runs")
 
 
 def trains(node, out):
@@ -56,9 +66,9 @@ def test_a_ray_cluster_that_loses_a_worker_and_then_a_node_leaves_the_same_bytes
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_states(tiny, long, tmp_path):
+def test_on_ray_an_exception_is_not_tried_again_and_a_stopped_grid_saves_its_states(tiny, tmp_path):
     failing = {"bad": changed(tiny, data={"corpus": str(tmp_path / "nowhere.txt")})}
-    launch_and_stop(ray.launch, failing | long, tmp_path / "runs")
+    launch_and_stop(ray.launch, failing | long_cells(tiny), tmp_path / "runs")
     assert "nowhere.txt: cannot be read" in RunFolder(tmp_path / "runs" / "bad").status["reason"]
 
 

@@ -10,16 +10,25 @@ import warnings
 import pytest
 import slurm_cluster
 from conftest import changed
-from engines import DECLARED, kill_one, launch_and_stop, left_behind
+from engines import DECLARED, kill_one, launch_and_stop, left_behind, long_cells, trained_here
 from test_grid_survives import training
 from test_launch import wait_until
 
-from relora_lab import files
+from relora_lab import files, grid
 from relora_lab.errors import BadInput
 from relora_lab.launch import slurm
 from relora_lab.runs import RunFolder
 
-pytest_plugins = "engines"  # its fixtures: cells, here, long
+
+@pytest.fixture(scope="module")
+def cells():
+    return grid.cells(DECLARED, seeds=[0])
+
+
+@pytest.fixture(scope="module")
+def here(cells, tmp_path_factory):
+    """What the processes of this machine left."""
+    return trained_here(cells, tmp_path_factory.mktemp("here") / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +103,8 @@ def test_a_slurm_queue_whose_job_driver_and_node_are_killed_leaves_the_same_byte
 
 
 @pytest.mark.usefixtures("in_queue")
-def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(long, tmp_path):
-    launch_and_stop(slurm.launch, long, tmp_path / "runs")
+def test_a_stopped_grid_cancels_its_jobs_and_they_save_their_states(tiny, tmp_path):
+    launch_and_stop(slurm.launch, long_cells(tiny), tmp_path / "runs")
 
 
 BUSY = """#!/bin/sh

@@ -13,10 +13,11 @@ POINTS = 1000  # of a line, at most, but for those at which it turns
 
 
 def data(runs: pd.DataFrame) -> pd.DataFrame:
-    """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first run."""
-    frame = pd.concat([_of_run(run) for _, run in runs.iterrows()], ignore_index=True)
-    first = frame.groupby("label", observed=True)["run"].transform("first")
-    return labelled(frame[frame["run"] == first].drop(columns="run").reset_index(drop=True), runs)
+    """label, step, multiplier (the update's learning rate over the peak of its phase), of each label's first
+    run that has a log."""
+    logged = runs[[RunFolder(path).logs.path("metrics").exists() for path in runs["path"]]]
+    found = [_of_run(run) for _, run in logged.drop_duplicates("label").iterrows()]
+    return labelled(pd.concat(found, ignore_index=True), runs) if found else pd.DataFrame()
 
 
 def draw(frame: pd.DataFrame, ax: Axes) -> None:
@@ -42,8 +43,7 @@ def _of_run(run: pd.Series) -> pd.DataFrame:
     peak = pd.Series(run["optimizer.lr"], index=lines.index)
     if RunFolder(run["path"]).config.low_rank and pd.notna(low_rank_lr):
         peak = peak.where(lines["step"] <= run["training.warm_start"], low_rank_lr)
-    frame = pd.DataFrame({"label": run["label"], "run": run["run"], "step": lines["step"].astype(int)})
-    frame["multiplier"] = lines["lr"] / peak
+    frame = pd.DataFrame({"label": run["label"], "step": lines["step"].astype(int), "multiplier": lines["lr"] / peak})
     # Between the steps at which it turns, a smooth line needs no more points than are seen.
     rises = frame["multiplier"].diff() > 0
     every = max(1, int(run["steps"]) // POINTS)

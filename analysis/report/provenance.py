@@ -1,6 +1,7 @@
 """How the runs of a report were made: their settings, what they ran on, and how they ended."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -33,19 +34,20 @@ def in_common(runs: pd.DataFrame) -> Part:
 
 def made(runs: pd.DataFrame) -> Part:
     """How each run ended and what it was made with; the numbers have every setting too."""
-    frame = pd.DataFrame(_of_run(run) for _, run in runs.iterrows())
+    settings = runs[_settings(runs)].to_dict("records")
+    frame = pd.DataFrame([_of_run(run, mine) for (_, run), mine in zip(runs.iterrows(), settings, strict=True)])
     shown = _text(frame[["run", "state", *VERSIONS, "folder"]])
     note = "Each folder holds its settings, logs and weights. The CSV has every setting of every run too."
     return Part("tables", "runs", "Runs", note, frame, shown)
 
 
-def _of_run(run: pd.Series) -> dict[str, object]:
+def _of_run(run: pd.Series, settings: Mapping[Any, Any]) -> dict[str, Any]:
     state = f"{run['state']} at step {run['step']}" + (f": {run['reason']}" if isinstance(run["reason"], str) else "")
     about = {"run": run["run"], "state": state}
     by = {**dict.fromkeys(VERSIONS), **dict(_flat(RunFolder(run["path"]).environment))}
     by["git_commit"] = str(by["git_commit"])[:8] if by["git_commit"] else None
     # What is known of the run comes last: nothing that stands in a file of it takes its place.
-    return about | by | dict(run[_settings(run.to_frame().T)]) | about | {"folder": run["path"]}
+    return {**about, **by, **settings, **about, "folder": run["path"]}
 
 
 def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 from conftest import changed
@@ -31,8 +32,15 @@ def long_cells(tiny):
 
 def kill_one(out):
     """Kill a process that trains something below `out`, as soon as there is one."""
-    os.kill(process := wait_until(lambda: next(iter(training(out)), None)), signal.SIGKILL)
-    return process
+
+    def kill():
+        for process in training(out):
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(process, signal.SIGKILL)
+                return process
+        return None
+
+    return wait_until(kill)
 
 
 def left_behind(out, cells):

@@ -131,7 +131,10 @@ def test_a_grid_killed_at_20_moments_leaves_the_same_bytes(undisturbed, declared
         if not (at_work := training(out)):
             continue
         if killed["worker"] < 4 * (killed["driver"] + 1):
-            os.kill(chance.choice(at_work), signal.SIGKILL)
+            try:
+                os.kill(chance.choice(at_work), signal.SIGKILL)
+            except ProcessLookupError:  # it has just ended by itself
+                continue
             killed["worker"] += 1
         else:
             current.kill()

@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache, wraps
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -19,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from relora_lab import files
 
+Result = TypeVar("Result")
 VERSION = 1  # of the numbers: raise it when they change
 _hashes: dict[tuple[object, ...], str] = {}
 
@@ -85,6 +88,23 @@ def stamp(path: Path) -> tuple[object, ...]:
     """What stays the same as long as nobody writes to the file."""
     facts = path.stat()
     return str(path.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+
+def remembered(files: Callable[..., Iterable[Path]]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Remember what a function of a run (and of more) gave, as long as nobody writes to the `files` of the same."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @lru_cache(maxsize=1024)
+        def known(about: tuple[tuple[object, ...], ...], *arguments: Any) -> Result:  # noqa: ARG001 (part of the key)
+            return function(*arguments)
+
+        @wraps(function)
+        def call(run: str | Path, *more: Any) -> Result:
+            return known(tuple(map(stamp, files(Path(run), *more))), Path(run), *more)
+
+        return call
+
+    return decorate
 
 
 def sha256(path: Path) -> str:

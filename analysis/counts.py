@@ -1,16 +1,16 @@
 """How many singular values are small, how many are not zero, how many there can be; and other measures of rank."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.cache import remembered
 from analysis.checkpoints import ROUNDING
 from analysis.naming import MATRIX, role_key
-from analysis.spectra import Comparison, stamps, with_weights
+from analysis.spectra import Comparison, files_of, with_weights
 from analysis.spectra import of_run as comparison_of
 from analysis.spectra import of_runs as spectra_of
 from relora_lab.runs import RunFolder
@@ -149,16 +149,12 @@ def rank_ceilings(run: str | Path, matrices: pd.DataFrame) -> pd.DataFrame:
 def of_run(run: str | Path, threshold: float = 0.1) -> pd.DataFrame:
     """A row a matrix of an ended run: rank, floor, ceiling, and below, above, total at the threshold."""
     counts = count_singular_values(comparison_of(run).spectra, threshold).set_index("matrix")
-    return ranks_of_run(run).join(counts[["below", "above", "total"]], on="matrix")
+    return _ranks_of_run(run).join(counts[["below", "above", "total"]], on="matrix")
 
 
-def ranks_of_run(run: str | Path) -> pd.DataFrame:
+@remembered(files_of)
+def _ranks_of_run(run: str | Path) -> pd.DataFrame:
     """A row a matrix of an ended run: its numerical rank, the floor it counts from, and the ceiling."""
-    return _ranks_of_run(Path(run), stamps(run)).copy()
-
-
-@lru_cache(maxsize=1024)
-def _ranks_of_run(run: Path, files: object) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     comparison = comparison_of(run)
     ranks = numerical_ranks(comparison, merges=merges_since_reference(run))
     return ranks.assign(ceiling=rank_ceilings(run, comparison.matrices)["ceiling"])
@@ -169,7 +165,7 @@ def of_runs(runs: pd.DataFrame, threshold: float = 0.1) -> pd.DataFrame:
     spectra = spectra_of(runs)
     if spectra.empty:
         return pd.DataFrame()
-    ranks = [ranks_of_run(run.path).assign(label=run.label, run=run.run) for run in with_weights(runs).itertuples()]
+    ranks = [_ranks_of_run(run.path).assign(label=run.label, run=run.run) for run in with_weights(runs).itertuples()]
     counts = count_singular_values(spectra[["run", "matrix", "sigma"]], threshold)
     found = pd.concat(ranks).merge(counts[["run", "matrix", "below", "above", "total"]], on=["run", "matrix"])
     return found.astype({"label": runs["label"].dtype})

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.cache import stamp
+from analysis.cache import remembered
 from analysis.counts import EPS32
 from analysis.naming import MATRIX, identity
 from analysis.subspaces import OVERLAP, SIDES, frame, overlap
@@ -108,12 +107,8 @@ def _cycle_overlap(earlier: _Update | None, later: _Update | None, side: str) ->
     return found
 
 
+@remembered(lambda path: RunFolder(path).all_cycle_files)
 def _of_run(path: str) -> pd.DataFrame:
-    return _at_steps(path, tuple(map(stamp, RunFolder(path).all_cycle_files)))
-
-
-@lru_cache(maxsize=1024)
-def _at_steps(path: str, files: tuple[tuple[object, ...], ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
     ends = {facts["cycle"]: facts["end"] for facts in RunFolder(path).cycle_facts()}
     found = cycle_overlaps(path)
     return found.assign(step=found["next_cycle"].map(ends))

@@ -1,7 +1,6 @@
 """The line logs of runs as tables; a log that many look at is read once."""
 
 import io
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 
-from analysis.cache import stamp
+from analysis.cache import remembered
 from relora_lab.runs import RunFolder
 
 COLUMNS = {
@@ -25,13 +24,17 @@ def read(run: str | Path, log: str) -> pd.DataFrame:
 
     Raises BadInput, naming file and line, for one that is damaged.
     """
+    return _read(run, log).copy()
+
+
+def _files(run: Path, log: str) -> list[Path]:
     path = RunFolder(run).logs.path(log)
-    return _read(Path(run), log, stamp(path)).copy() if path.exists() else _table([], log)
+    return [path] if path.exists() else []
 
 
-@lru_cache(maxsize=1024)
-def _read(run: Path, log: str, of: tuple[object, ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
-    text = RunFolder(run).logs.path(log).read_bytes()
+@remembered(_files)
+def _read(run: Path, log: str) -> pd.DataFrame:
+    text = b"".join(path.read_bytes() for path in _files(run, log))
     try:
         lines = pa.json.read_json(io.BytesIO(text[: text.rindex(b"\n") + 1]))
         known = [name for name in COLUMNS[log] if name in lines.column_names]

@@ -1,12 +1,10 @@
 """Spectra as P1 draws them: its LoRA is a low-rank network from scratch, and its spectrum that of s·B·A itself."""
 
-from functools import lru_cache
-
 import numpy as np
 import pandas as pd
 
 from analysis import spectra
-from analysis.cache import stamp
+from analysis.cache import remembered
 from analysis.naming import MATRIX, identity
 from analysis.singular import NotFinite, singular_values
 from relora_lab import sizes
@@ -24,9 +22,7 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
     if products.empty:
         return pd.DataFrame()
     found = [
-        _of_run(run.path, stamp(RunFolder(run.path).weights("final") / "model.safetensors")).assign(
-            label=run.label, seed=run.seed, run=run.run, product=True
-        )
+        _of_run(run.path).assign(label=run.label, seed=run.seed, run=run.run, product=True)
         for run in products.itertuples()
     ]
     others = runs[runs["method"].isin(["full", "relora"]) & ~runs["control"]]
@@ -41,8 +37,8 @@ def is_product(runs: pd.DataFrame) -> pd.Series:
     return (base == "zero") & runs["method"].isin(["low_rank", "lora"])
 
 
-@lru_cache(maxsize=1024)
-def _of_run(path: str, file: tuple[object, ...]) -> pd.DataFrame:  # noqa: ARG001 (part of the key)
+@remembered(lambda path: [RunFolder(path).weights("final") / "model.safetensors"])
+def _of_run(path: str) -> pd.DataFrame:
     """Singular values of a run's final merged weights, a row each."""
     folder, frames = RunFolder(path), []
     for matrix in sizes.matrices(folder.config.model.shape):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from analysis import parallel
-from analysis.cache import Cache, Measured, sha256, stamp
+from analysis.cache import Cache, Measured, remembered, sha256
 from analysis.matching import Matched, Matrix, match_models
 from analysis.naming import MATRIX, Selection, identity
 from analysis.singular import NotFinite, factored_singular_values, frobenius, singular_values, worthwhile
@@ -109,16 +109,17 @@ def compare_matched(
     return Comparison(_rows(matrices, [found.sigma for found in measured]), matrices, matched.left_out)
 
 
-def of_run(run: str | Path) -> Comparison:
-    """`compare` of a finished run's warm_start/ and final/; a second look at the same weights costs nothing."""
-    return _of_run(Path(run), stamps(run))
-
-
-def stamps(run: str | Path) -> tuple[tuple[object, ...], ...]:
-    """What stays the same as long as nobody writes to the weights and cycles of a finished run."""
+def files_of(run: str | Path) -> list[Path]:
+    """The weights and cycles of a finished run."""
     folder = RunFolder(run)
     weights = [file for end in ("warm_start", "final") for file in sorted(folder.weights(end).iterdir())]
-    return tuple(map(stamp, [*weights, *folder.all_cycle_files]))
+    return [*weights, *folder.all_cycle_files]
+
+
+@remembered(files_of)
+def of_run(run: str | Path) -> Comparison:
+    """`compare` of a finished run's warm_start/ and final/; a second look at the same weights costs nothing."""
+    return compare(run, run)
 
 
 def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -149,11 +150,6 @@ def over_training(run: str | Path) -> pd.DataFrame:
     ends = {**folder.snapshots, int(folder.status["step"]): folder.weights("final")}
     found = [compare(start, end).spectra.assign(step=step) for step, end in ends.items()]
     return pd.concat(found, ignore_index=True)[["step", *COLUMNS]]
-
-
-@lru_cache(maxsize=1024)
-def _of_run(path: Path, files: tuple[tuple[object, ...], ...]) -> Comparison:  # noqa: ARG001 (part of the key)
-    return compare(path, path)
 
 
 def _check_device(device: str) -> None:

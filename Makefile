@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: .venv/installed
 	$(BIN)/relora-lab demo
 
 test: lint
 	$(BIN)/pytest -n 3 --dist loadfile
+
+# Kills, full disks, damage, forged files, two processes on one folder: every try, and a table of what survived.
+faults: .venv/installed
+	$(BIN)/pytest -n 3 tests/faults -m 'faults or not faults'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

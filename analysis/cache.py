@@ -141,17 +141,24 @@ def _load(path: Path) -> dict[str, Measured]:
         with safe_open(path, "np") as file:
             facts = json.loads(file.metadata()["facts"])
         sigmas = safetensors.numpy.load_file(path)
-        return {name: Measured(sigmas[name], **about) for name, about in facts.items()}
+        if facts.pop("sha256") == _digest(facts, sigmas):
+            return {name: Measured(sigmas[name], **about) for name, about in facts["matrices"].items()}
     return {}
 
 
 def _store(path: Path, entry: dict[str, Measured]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {**_load(path), **entry}  # another process may have been here
-    facts = {name: {k: v for k, v in asdict(found).items() if k != "sigma"} for name, found in entry.items()}
+    sigmas = {name: np.ascontiguousarray(found.sigma) for name, found in entry.items()}
+    matrices = {name: {k: v for k, v in asdict(found).items() if k != "sigma"} for name, found in entry.items()}
+    facts: dict[str, Any] = {"matrices": matrices}
+    facts["sha256"] = _digest(facts, sigmas)
     with files.new_file(path) as writing:
-        safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(found.sigma) for name, found in entry.items()},
-            writing,
-            metadata={"facts": json.dumps(facts)},
-        )
+        safetensors.numpy.save_file(sigmas, writing, metadata={"facts": json.dumps(facts)})
+
+
+def _digest(facts: dict[str, Any], sigmas: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(sigmas):
+        found.update(sigmas[name].tobytes())
+    return found.hexdigest()

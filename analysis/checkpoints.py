@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from relora_lab import files
+from analysis import cache
+from relora_lab import files, tensor_files
 from relora_lab.errors import BadInput, one_line, require
 from relora_lab.runs import RunFolder
+from relora_lab.tensor_files import PICKLES
 
-PICKLES = {".npy", ".npz", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 # How far rounding to a dtype moves an entry, relative to the entries' rms (see counts.numerical_ranks):
 # u of float32 is its unit roundoff; of the 16-bit ones half of it, just above the noise that was measured.
 ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-12, "BF16": 2.0**-9}
@@ -88,11 +89,14 @@ def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
     """Read the headers of a checkpoint; of a run folder that of `which` ("warm_start" or "final").
 
     Raises BadInput, naming the file, for what is missing, a pickle, or no safetensors, and for a quantised model,
-    whose weights cannot be subtracted.
+    whose weights cannot be subtracted; for weights and cycles of a run that are not as the trainer left them.
     """
     path = locate(path)
     run = RunFolder(path)
     folder = run.weights(which) if run.started else path
+    if run.started:
+        cycles = (f"cycles/{path.name}" for path in run.all_cycle_files)
+        run.require_undamaged(f"{which}/", *cycles, sha256=cache.sha256)
     config = files.read_json((folder if folder.is_dir() else folder.parent) / "config.json")
     quantised = config.get("quantization_config")
     if quantised is not None:
@@ -113,16 +117,8 @@ def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
 
 def header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """The tensors of a safetensors file by name; and names that save_model left out: whose tensor they share."""
-    require(
-        path.suffix.lower() not in PICKLES, f"{path}: pickle files are never loaded; save the model with safetensors"
-    )
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            tensors = {n: Stored(path, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-            about = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: not a safetensors file, or damaged ({path.stat().st_size} bytes): {error}") from None
+    found, about = tensor_files.header(path)
+    tensors = {name: Stored(path, name, entry.shape, entry.dtype) for name, entry in found.items()}
     return tensors, {alias: kept for alias, kept in about.items() if kept in tensors and alias not in tensors}
 
 
@@ -144,6 +140,7 @@ def _shards(path: Path) -> list[Path]:
     """A model's safetensors files: model.safetensors, or those that the index names, or all there are."""
     if path.is_file() or (path / "model.safetensors").exists():
         return [path if path.is_file() else path / "model.safetensors"]
+    tensor_files.refuse_pickle(path)
     require(path.is_dir(), f"{path}: is neither a file nor a folder")
     index = files.read_json(path / INDEX).get("weight_map")
     if index:

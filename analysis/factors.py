@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import cache
 from analysis.checkpoints import Stored, header
 from analysis.naming import module_of
 from relora_lab import files
@@ -59,8 +58,8 @@ class Adapter:
 def of_run(run: RunFolder) -> dict[str, Factors]:
     """Factors of ΔW = final − warm_start by module; none where their sum is not what is stored to float32's rounding.
 
-    That is: its cycles are `factored`, the trainer's closing check has held, weights and cycles are the files that it
-    wrote, and they are no narrower than float32 (whose rounding is part of ΔW).
+    That is: its cycles are `factored`, the trainer's closing check has held, and weights are no narrower than float32
+    (whose rounding is part of ΔW).
     """
     cycles = run.cycle_facts(since=run.config.training.reference)
     checked = run.status.get("identity_deviation")
@@ -68,9 +67,6 @@ def of_run(run: RunFolder) -> dict[str, Factors]:
         return {}
     sources = tuple(file for facts in cycles for file in run.cycle_files(facts))  # factors and scales
     weights = [path for which in ("warm_start", "final") for path in run.weights(which).glob("*.safetensors")]
-    for file in [*weights, *sources]:
-        if not file.exists() or run.manifest.get(file.relative_to(run.path).as_posix()) != cache.sha256(file):
-            return {}
     stored = [tensor for path in weights for tensor in header(path)[0].values()]
     if any(tensor.dtype not in ("F32", "F64") for tensor in stored):
         return {}

@@ -98,6 +98,8 @@ def _folders(path: Path) -> list[RunFolder]:
 
 
 def _row(folder: RunFolder) -> dict[str, Any]:
+    if folder.ended:
+        folder.require_undamaged(*(log.name for log in folder.path.glob("*.jsonl")))
     settings, status, environment = folder.config, folder.status, folder.environment
     final, parameters = folder.final_evaluation or {}, environment.get("parameters", {})
     method = settings.low_rank

@@ -79,14 +79,17 @@ class Look:
         unchanged = int((matrices["frobenius"] == 0).sum())
         if unchanged:
             lines.append(f"{unchanged} of the matrices have not changed at all")
+        if self.nonfinite:
+            lines.append(f"{len(self.nonfinite)} of the matrices are marked nonfinite; the rest is analysed")
         ambiguous = int(self.counts["ambiguous"].sum())
         if ambiguous:
             lines.append(
                 f"{ambiguous} counts are ambiguous: a singular value is as near to the threshold as rounding"
             )
         if "ceiling" in matrices:
-            low, high = matrices["ceiling"].min(), matrices["ceiling"].max()
-            lines.append(f"rank ceiling of this run: {low}" + (f" to {high}" if high > low else ""))
+            known = matrices["ceiling"].dropna()
+            low, high = (known.min(), known.max()) if len(known) else ("unknown, its cycles are missing", "")
+            lines.append(f"rank ceiling of this run: {low}" + (f" to {high}" if len(known) and high > low else ""))
         return lines
 
     def as_table(self) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def _labels(finals: Sequence[str | Path]) -> list[str]:
 
 
 def _bar(name: str) -> str:
-    return name if sys.stderr.isatty() else ""
+    return printable(name) if sys.stderr.isatty() else ""
 
 
 def overlaps(looks: Sequence[Look], workers: int | None = None) -> pd.DataFrame:
@@ -230,7 +233,7 @@ def as_json(looks: Sequence[Look], overlap: pd.DataFrame | None = None) -> str:
     if overlap is not None:
         rows = overlap.to_dict("records")
         found["overlaps"] = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
-    return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(found, indent=1, allow_nan=False)
 
 
 def write(looks: Sequence[Look], out: Path, overlap: pd.DataFrame | None = None) -> None:

@@ -110,6 +110,8 @@ def match_models(start: str | Path, final: str | Path, selection: Selection = EV
     or is shared with another; and where nothing is selected.
     """
     start_path, final_path = locate(start), locate(final)
+    for folder in map(RunFolder, (start_path, final_path)):
+        _ = folder.started and folder.config  # where a newer version wrote it, weights may mean something else
     require(
         not known.is_adapter(start_path),
         f"{start}: is an adapter; give its base model first: relora-lab spectrum BASE ADAPTER",
@@ -121,8 +123,9 @@ def match_models(start: str | Path, final: str | Path, selection: Selection = EV
     layout = _layout(first, second)
     here, there = _aligned(_matrices(first, layout), _matrices(second, layout))
     chosen = _chosen([*here, *there], selection, second)
+    both = [name for name in chosen if name in here and name in there]
+    _refuse_shapes(first, second, {name: (here[name].shape, there[name].shape) for name in both})
     _refuse_missing(first, here, second, there, chosen)
-    _refuse_shapes(first, second, {name: (here[name].shape, there[name].shape) for name in chosen})
     for side, tensors in ((first, here), (second, there)):
         _refuse_codes(side.path, [tensors[name] for name in chosen])
         refuse_shared(side, [tensors[name] for name in chosen])
@@ -234,7 +237,7 @@ def _refuse_missing(
             ends = side.tensors[gone[0]].shape, theirs[gone[0]].shape
             _refuse_shapes(first, second, {gone[0]: ends if side is first else ends[::-1]})
         alone = [name for name in chosen if name not in theirs]
-        instead = f"; it has {alone[0]}, which {other.path} has not" if alone else ""
+        instead = f"; it has {alone[0]}, which {other.path} has not" if alone else f", which {other.path} has"
         require(not gone, f"{side.path}: missing {_and_more(gone)}{instead}")
 
 

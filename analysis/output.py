@@ -1,12 +1,14 @@
 """Where results go: a folder that is checked before any work, CSV that a spreadsheet cannot run."""
 
 import re
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from relora_lab import files
+from relora_lab.errors import printable
 from relora_lab.workspace import check_place
 
 
@@ -23,9 +25,13 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
 
 
 def as_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV; text that a spreadsheet would run as a formula gets an apostrophe."""
+    """A table as CSV, a row a line; text that a spreadsheet would run as a formula gets an apostrophe."""
     return str(frame.map(_harmless).rename(columns=_harmless).to_csv(index=False))
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
+    """A number, or printable text: what comes after a \\r would be a row of its own, and a formula perhaps."""
+    if value is None or isinstance(value, Number) or value is pd.NA or value is pd.NaT:
+        return value
+    text = printable(str(value))
+    return f"'{text}" if re.match(" *[=+@＝＋－＠-]", text) else text

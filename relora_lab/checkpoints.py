@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relora_lab import files
+from relora_lab import files, tensor_files
 from relora_lab.errors import require
 
 if TYPE_CHECKING:
@@ -34,19 +35,35 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], f
         state = state.with_name(f"{step:09d}-{again}")
     with files.new_folder(state) as making:
         for name, named in tensors.items():
-            files.write_tensors(making / f"{name}.safetensors", named)
+            tensor_files.write(making / f"{name}.safetensors", named)
         hashes = {path.name: files.sha256(path) for path in sorted(making.iterdir())}
-        files.write_json(making / "state.json", {"step": step, **facts, "sha256": hashes})
-    for older in states(folder):
-        if older != state:
-            shutil.rmtree(older)
+        told = {"step": step, **facts, "sha256": hashes}
+        files.write_json(making / "state.json", {**told, "state_sha256": _digest(told)})
+    forget_older(folder)
+
+
+def forget_older(folder: Path) -> None:
+    """Remove all states but the newest."""
+    for older in states(folder)[:-1]:
+        shutil.rmtree(older)
 
 
 def load(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by name, and facts, of a state. Raises BadInput for a file that is damaged."""
-    from safetensors.torch import load_file
+    facts = require_undamaged(state)
+    return {Path(name).stem: tensor_files.read(state / name) for name in facts["sha256"]}, facts
 
-    facts = json.loads((state / "state.json").read_text())
+
+def require_undamaged(state: Path) -> dict[str, Any]:
+    """The facts of a state. Raises BadInput, naming it, for a file of it that is not as it was written."""
+    facts = files.read_json(state / "state.json")
+    same = facts.pop("state_sha256", None) == _digest(facts)
+    require(same, f"{state / 'state.json'}: is damaged or was changed: its sha256 is not that of what was written")
     for name, expected in facts["sha256"].items():
-        require(files.sha256(state / name) == expected, f"{state / name}: is damaged (sha256 differs)")
-    return {path.stem: load_file(path) for path in state.glob("*.safetensors")}, facts
+        files.require_sha256(state / name, expected)
+    return facts
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    """sha256 of the facts as JSON writes them."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from relora_lab.errors import FolderHeld
+from relora_lab.errors import BadInput, FolderHeld
 from relora_lab.runs import RunFolder
 from relora_lab.workspace import jobs_folder, run_folders, stage_folders, token_cache
 
@@ -61,7 +61,11 @@ def _of_run(run: RunFolder) -> Iterator[Removable]:
             held.enter_context(run.lock())
         except FolderHeld:
             return
+        try:
+            ended = bool(run.config) and run.ended
+        except BadInput:  # damaged, or a newer version's
+            return
         for path in run.leftovers():
             yield Removable(path, "left half written by a killed process", run)
-        if run.ended and run.has_checkpoint:
+        if ended and run.has_checkpoint:
             yield Removable(run.checkpoints, f"the state of a run that has {run.state}; it is not continued", run)

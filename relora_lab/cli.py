@@ -1,16 +1,22 @@
 """The command `relora-lab`: its arguments, exit codes and error messages. What it does is in commands/."""
 
+import errno
+import io
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from typing import Any
 
 import tyro
 
 from relora_lab import torchrun
 from relora_lab.commands import BAD_INPUT, DONE, FAILED, HELD, folders, looking, say, training
-from relora_lab.errors import BadInput, FolderHeld, Interrupted
+from relora_lab.errors import BadInput, FolderHeld, Interrupted, NoSpace, one_line
 
 Commands = dict[str, Callable[..., int]]
 COMMANDS: Commands = {
@@ -23,7 +29,7 @@ COMMANDS: Commands = {
     "spectrum": looking.spectrum,
     "runs": folders.runs,
 }
-RUNS_COMMANDS: Commands = {"diff": folders.runs_diff, "clean": folders.runs_clean}
+RUNS_COMMANDS: Commands = {"diff": folders.runs_diff, "check": folders.runs_check, "clean": folders.runs_clean}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +45,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     if arguments[:1] == ["runs"] and arguments[1:2] and arguments[1] in RUNS_COMMANDS:
         commands, program, arguments = RUNS_COMMANDS, "relora-lab runs", arguments[1:]
     try:
-        return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog=program, description=about)
+        return _parsed(commands, arguments, program, about)()
     except BrokenPipeError:  # who reads our output, head say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -52,11 +58,38 @@ def _run(arguments: list[str], debug: bool) -> int:
         return code
 
 
+def _parsed(commands: Commands, arguments: list[str], program: str, about: str) -> Callable[[], int]:
+    """The command with its arguments. Raises BadInput where they are none of its own."""
+    later = {name: _later(command) for name, command in commands.items()}
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            return tyro.extras.subcommand_cli_from_dict(later, args=arguments, prog=program, description=about)
+        except SystemExit as stop:  # after --help, or with a box of lines on stderr
+            if not stop.code:
+                raise
+    inside = [line.strip("│ ") for line in said.getvalue().splitlines() if not re.match(r"[╭╰]|│ ─", line)]
+    raise BadInput(" ".join(" ".join(inside).split()))
+
+
+def _later(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """The command as one that only takes its arguments."""
+
+    @wraps(command)
+    def take(*arguments: Any, **options: Any) -> Callable[[], int]:
+        return partial(command, *arguments, **options)
+
+    return take
+
+
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message."""
     match error:
         case BadInput():
             return BAD_INPUT, str(error)
+        case NoSpace():
+            return FAILED, str(error)
+        case OSError() if error.errno == errno.ENAMETOOLONG:
+            return BAD_INPUT, str(BadInput(f"{error.filename}: this name is too long for a file"))
         case FolderHeld():
             return HELD, str(error)
         case Interrupted():
@@ -64,4 +97,4 @@ def _explain(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 128 + signal.SIGINT, "interrupted"
         case _:
-            return FAILED, f"{type(error).__name__}: {error} (--debug shows where)"
+            return FAILED, f"{type(error).__name__}: {one_line(error)} (--debug shows where)"

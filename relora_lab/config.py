@@ -36,12 +36,14 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
         if not overrides:
             return _of_text(text)
         table = tomllib.loads(text)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 text (byte {error.start})") from None
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -64,8 +66,11 @@ def parse(table: dict[str, Any]) -> RunConfig:
     table = dict(table)
     version = table.pop("schema_version", SCHEMA_VERSION)
     require(
-        type(version) is int and 1 <= version <= SCHEMA_VERSION,
-        f"written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})",
+        type(version) is int and version >= 1,
+        f"schema_version: expected a whole number ≥ 1, got {_show(version)}",
+    )
+    require(
+        version <= SCHEMA_VERSION, f"written by a newer version (schema {version}, this reads ≤ {SCHEMA_VERSION})"
     )
     known = {part.name for part in fields(RunConfig)}
     for name in table:
@@ -161,14 +166,18 @@ def parse_table(table: str, cls: type, values: dict[str, Any]) -> Any:
 
 def _parse_value(path: str, kind: Any, value: Any) -> Any:
     """The value in its declared type, strictly: no text for a number, no 1.5 for a whole number, no true for 1."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise BadInput(f"{path}: expected {_describe(kind)}, got a whole number beyond 64 bits")
     if kind == tuple[float, float] and isinstance(value, list):
         value = tuple(value)  # TOML has lists only
     try:
         return _adapter(kind).validate_python(value)
     except ValidationError:
         hint = ""
-        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value, re.IGNORECASE):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?", value.strip(), re.IGNORECASE):
             hint = "; write it without quotes"
+        elif type(None) in get_args(kind) and (value is False or value in ("", "none", "None", "null", "off")):
+            hint = "; for none leave the field out"
         raise BadInput(f"{path}: expected {_describe(kind)}, got {_show(value)}{hint}") from None
 
 
@@ -194,7 +203,10 @@ def _describe(kind: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # of 5000 digits, 1000 tables deep
+        text = f"a {type(value).__name__} that is too large to be shown"
     kind = "text " if isinstance(value, str) else ""
     return kind + (text if len(text) <= 60 else text[:57] + "...")
 
@@ -203,22 +215,24 @@ def _unknown(name: str, table: str | None, cls: type = RunConfig) -> str:
     """Why a field is refused: it belongs to another table or method, or it is a slip of the pen."""
     where = f"in [{table}]" if table else "at the top"
     known = [part.name for part in fields(cls)]
-    homes = {part.name: home for home, other in TABLES.items() for part in fields(other)}
     owners = {method: {part.name for part in fields(methods.options_class(method))} for method in methods.available()}
     having = [method for method, options in owners.items() if name in options]
     if having and table == "method":
-        mine = methods.name_of(cls)
-        return (
-            f"method.{name}: is no setting of {mine} but of {', '.join(having)}; it has {', '.join(known) or 'none'}"
-        )
-    homes |= {option: "method" for options in owners.values() for option in options}
-    near = difflib.get_close_matches(name, known, 1)
+        mine, has = methods.name_of(cls), ", ".join(known) or "none"
+        return f"method.{name}: is no setting of {mine} but of {', '.join(having)}; it has {has}"
+    homes = {option: "method" for options in owners.values() for option in options}
+    homes |= {part.name: home for home, other in TABLES.items() for part in fields(other)}
     if name in homes:
-        return f"'{name}' belongs under '{homes[name]}', not {where}"
-    near = near or difflib.get_close_matches(name, homes, 1)
-    if not near:
-        return f"unknown field '{name}' {where}"
-    home = f" (in [{homes[near[0]]}])" if homes.get(near[0], table) != table else ""
-    if table == "method" and near[0] not in known:
-        home = f" (of {', '.join(method for method, options in owners.items() if near[0] in options)})"
-    return f"unknown field '{name}' {where}; did you mean '{near[0]}'{home}?"
+        of = f" (of {', '.join(having)})" if homes[name] == "method" and len(having) == 1 else ""
+        return f"'{name}' belongs under '{homes[name]}'{of}, not {where}"
+    if table and name in [part.name for part in fields(RunConfig)]:
+        return f"unknown field '{name}' {where}; it belongs at the top"
+    found = difflib.get_close_matches(name.lower(), [*known, *homes], 1)
+    if not found:
+        return f"unknown field '{name}' {where}; there are {', '.join(known) or 'none'}"
+    [near], home = found, ""
+    if near not in known and homes[near] == table:  # of other methods
+        home = f" (of {', '.join(method for method, options in owners.items() if near in options)})"
+    elif near not in known:
+        home = f" (in [{homes[near]}])"
+    return f"unknown field '{name}' {where}; did you mean '{near}'{home}?"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from relora_lab import files
+from relora_lab import files, tensor_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,13 +32,13 @@ def write(folder: Path, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapp
             tensors |= {f"{matrix}.{number}.B": B, f"{matrix}.{number}.A": A}
             scales[f"{matrix}.{number}"] = scale
     of_pairs, of_facts = paths(folder, cycle)
-    files.write_tensors(of_pairs, tensors)
+    tensor_files.write(of_pairs, tensors)
     files.write_json(of_facts, {**facts, "scales": scales})
 
 
 def facts(folder: Path) -> list[dict[str, Any]]:
     """What happened at the end of each cycle; "scales" has a key a factor pair."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [files.read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
 def matrices(cycles: list[dict[str, Any]]) -> list[str]:

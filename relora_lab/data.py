@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from relora_lab import documents, files, seeds, tokenizer
+from relora_lab import documents, files, manifest, seeds, tokenizer
 from relora_lab.documents import Documents
-from relora_lab.errors import require
+from relora_lab.errors import BadInput, require
 from relora_lab.settings import Data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2  # of the token folder; part of its name
+FORMAT = 3  # of the token folder; part of its name
 BATCH_BYTES = 2**20  # of text that is tokenised at once
 
 
@@ -113,9 +113,19 @@ def open_corpus(spec: str | list[str] | Data, cache: Path, *, sequence_length: i
                     shutil.rmtree(left_by_a_killed_process)
                 with files.new_folder(folder) as making:
                     _make(data, found, limits, making, sequence_length)
-    corpus = Corpus(folder, **json.loads((folder / "corpus.json").read_text()))
+    require_undamaged(folder)
+    corpus = Corpus(folder, **files.read_json(folder / "corpus.json"))
     _check_length(found.kind, len(corpus.train), len(corpus.held_out), sequence_length)
     return corpus
+
+
+def require_undamaged(folder: Path) -> None:
+    """Raise BadInput unless all files of a token folder are as they were written."""
+    try:
+        require(bool(manifest.read(folder)), f"{folder / 'manifest.json'}: is missing")
+        manifest.require_undamaged(folder, [""])
+    except BadInput as error:
+        raise BadInput(f"{error}; remove {folder}, which is made again when needed") from None
 
 
 def _key(data: Data, found: Documents, limits: dict[str, int | None]) -> str:
@@ -162,6 +172,7 @@ def _make(data: Data, found: Documents, limits: dict[str, int | None], making: P
     used.save_pretrained(making / "tokenizer")
     facts = {"text_sha256": sha256.hexdigest(), "vocab_size": vocab_size, "eos_token_id": used.eos_token_id}
     (making / "corpus.json").write_text(json.dumps(facts))
+    manifest.record(making, "train.bin", "held_out.bin", "corpus.json", "tokenizer")
 
 
 def _tokenizer(data: Data, found: Documents) -> "PreTrainedTokenizerBase":

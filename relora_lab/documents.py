@@ -106,7 +106,7 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
         try:
             text = path.read_bytes().decode()
         except OSError as error:
-            _refuse("data.corpus", error)
+            _refuse("data.corpus", error, path)
         except UnicodeDecodeError as error:
             raise BadInput(f"data.corpus: {path}: is not UTF-8 text (byte {error.start})") from None
         if "\0" in text:
@@ -154,8 +154,9 @@ def _size_and_time(field: str, path: Path) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _refuse(field: str, error: OSError) -> NoReturn:
-    raise BadInput(f"{field}: {str(error.filename)[-200:]}: cannot be read ({error.strerror})") from None
+def _refuse(field: str, error: OSError, path: Path | None = None) -> NoReturn:
+    named = str(path or error.filename)[-200:]  # what fails while it is read names no file
+    raise BadInput(f"{field}: {named}: cannot be read ({error.strerror})") from None
 
 
 # ---- datasets

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from relora_lab import sizes, status
+from relora_lab.errors import printable
 from relora_lab.launch import jobs
 from relora_lab.memory.phases import peak
 from relora_lab.settings import RunConfig
@@ -34,7 +35,7 @@ def as_text(
     measured = len(known) == len(times)
     ahead = f"about {duration(sum(known) / workers)}" if measured else "unknown: its device is not here"
     said = [
-        f"{len(cells)} cells, {total:,} updates; {ended} have ended in {out}.",
+        f"{len(cells)} cells, {total:,} updates; {ended} have ended in {printable(str(out))}.",
         jobs.saved(left),
         f"Memory: at most {_bytes(most)} a worker (live tensors; torch itself comes on top).",
         f"Time with {workers} workers: {ahead}.",

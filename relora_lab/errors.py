@@ -1,5 +1,7 @@
 """What can go wrong, by exit code. Each message is one line that names the field, file or step."""
 
+from pathlib import Path
+
 
 class BadInput(ValueError):
     """A setting, file or folder the user gave cannot be used (exit 2). One line, whatever text it quotes."""
@@ -7,6 +9,14 @@ class BadInput(ValueError):
     def __init__(self, message: str) -> None:
         shown = printable(message)
         super().__init__(shown if len(shown) <= 500 else f"{shown[:250]} … {shown[-240:]}")
+
+
+class NoSpace(OSError):
+    """A file could not be written for want of space (exit 1); what was there before is there still."""
+
+    def __init__(self, path: Path, needs: int, free: int) -> None:
+        super().__init__(printable(f"no space left: writing {path}, needs {needs:,} bytes, free {free:,}"))
+        self.path, self.needs, self.free = path, needs, free
 
 
 class FolderHeld(RuntimeError):
@@ -31,14 +41,14 @@ def printable(text: str) -> str:
 
 def why(error: Exception) -> str:
     """Why a run failed, in a line: what a person gave wrong speaks for itself, anything else with its type."""
-    if isinstance(error, BadInput):
+    if isinstance(error, BadInput | NoSpace):
         return str(error)
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:
     """What a library's error says, in a line that is not too long to be quoted."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 

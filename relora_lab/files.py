@@ -7,19 +7,20 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from relora_lab.errors import BadInput, FolderHeld, one_line, require
+from relora_lab.errors import BadInput, FolderHeld, NoSpace, one_line, require
+from relora_lab.faults import point
 
-if TYPE_CHECKING:
-    from torch import Tensor
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -28,14 +29,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     A folder that is there already stays if it holds the same files, and is replaced if not.
     """
-    making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with room_for(path, 1):
+        making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         making.chmod(0o777 & ~_umask())
-        yield making
+        point(f"begun {path.name}")
+        with room_for(path, None, making):
+            yield making
         for folder, _, names in os.walk(making):
             for name in names:
                 sync(Path(folder) / name)
             sync(Path(folder))
+        point(f"written {path.name}")
         if path.exists() and _content(path) != _content(making):
             path.rename(making.with_name(f"{making.name}-old"))
         try:
@@ -44,22 +49,50 @@ def new_folder(path: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         sync(path.parent)
+        point(f"renamed {path.name}")
+    except NoSpace as full:
+        if making not in full.path.parents:
+            raise
+        raise NoSpace(path / full.path.relative_to(making), full.needs, full.free) from full
     finally:
         shutil.rmtree(making, ignore_errors=True)
         shutil.rmtree(making.with_name(f"{making.name}-old"), ignore_errors=True)
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write; it replaces `path` when the block ends without an error."""
+def new_file(path: Path, needs: int | None = None) -> Iterator[Path]:
+    """A temporary sibling to write; it replaces `path` when the block ends without an error.
+
+    Raises NoSpace where it does not fit; `needs` is how many bytes it will have, if that is known.
+    """
     writing = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        yield writing
-        sync(writing)
-        writing.replace(path)
-        sync(path.parent)
+        with room_for(path, needs, writing):
+            point(f"begun {path.name}")
+            yield writing
+            sync(writing)
+            point(f"written {path.name}")
+            writing.replace(path)
+            sync(path.parent)
+            point(f"renamed {path.name}")
     finally:
         writing.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path, needs: int | None, writing: Path | None = None) -> Iterator[None]:
+    """Raise NoSpace, naming `path`, where the block runs out of space.
+
+    It `needs` so many bytes; if that is not known, more than what it was `writing` has got.
+    """
+    try:
+        yield
+    except NoSpace:
+        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NoSpace(path, 1 + _size(writing) if needs is None else needs, _free(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,8 +102,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    with new_file(path) as writing:
+    with new_file(path, len(content)) as writing:
         writing.write_bytes(content)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content. Raises NoSpace where it does not fit."""
+    with room_for(target, source.stat().st_size):
+        shutil.copyfile(source, target)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -90,28 +129,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all, with the permissions of any other file."""
-    from safetensors.torch import save_file
-
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with new_file(path) as writing:
-        save_file(ready, writing, metadata={"format": "pt"})
-        writing.chmod(0o666 & ~_umask())  # safetensors leaves 0600
-
-
 def link(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`: a hard link, or a copy where links fail."""
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        copy(source, target)
 
 
 def sha256(path: Path) -> str:
     """Hash of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_sha256(path: Path, expected: str, sha256: Callable[[Path], str] = sha256) -> None:
+    """Raise BadInput unless a file has this hash; `sha256` gives it."""
+    require(path.exists(), f"{path}: is missing")
+    same = sha256(path) == expected
+    require(same, f"{path}: is damaged or was changed: its sha256 is not that of what was written")
 
 
 def sync(path: Path) -> None:
@@ -168,6 +204,19 @@ def in_turn(path: Path) -> Iterator[None]:
 
 def _content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _size(path: Path | None) -> int:
+    """Bytes in a file, or in all those of a folder."""
+    found = [] if path is None else [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in found if file.is_file())
+
+
+def _free(path: Path) -> int:
+    """How many bytes a file there may have."""
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    free = shutil.disk_usage(next(parent for parent in path.absolute().parents if parent.exists())).free
+    return free if most == resource.RLIM_INFINITY else min(free, most)
 
 
 def _umask() -> int:

@@ -51,9 +51,9 @@ def read(grid: Path) -> str:
     if name in shipped:
         return shipped[name].read_text(encoding="utf-8")
     try:
-        return grid.read_text(encoding="utf-8")
+        return grid.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
+        reason = "not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or str(error)
         hint = _nearest(name, shipped, f"a TOML file, or one of {', '.join(sorted(shipped))}")
         raise BadInput(f"{grid}: cannot be read ({reason}); {hint}") from None
 

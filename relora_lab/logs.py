@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from relora_lab import files
 from relora_lab.errors import BadInput, require
 
 LOGS = ("metrics", "eval", "norms")
@@ -27,7 +28,8 @@ class Logs:
         if log not in self._open:
             self._open[log] = self.path(log).open("a", encoding="utf-8")
         finite = {name: _finite(value) for name, value in line.items()}
-        self._open[log].write(json.dumps(finite, allow_nan=False) + "\n")
+        with files.room_for(self.path(log), None, self.path(log)):
+            self._open[log].write(json.dumps(finite, allow_nan=False) + "\n")
 
     def read(self, log: str) -> list[dict[str, Any]]:
         """All whole lines of metrics, eval or norms."""
@@ -40,9 +42,10 @@ class Logs:
 
     def sync(self) -> dict[str, int]:
         """Wait until all lines are on the disk; the logs' sizes in bytes."""
-        for file in self._open.values():
-            file.flush()
-            os.fsync(file.fileno())
+        for log, file in self._open.items():
+            with files.room_for(self.path(log), None, self.path(log)):
+                file.flush()
+                os.fsync(file.fileno())
         return {log: self.path(log).stat().st_size for log in LOGS if self.path(log).exists()}
 
     def cut(self, sizes: Mapping[str, int]) -> None:
@@ -57,9 +60,10 @@ class Logs:
 
     def close(self) -> None:
         """Close the files."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
+        while self._open:
+            log, file = self._open.popitem()
+            with files.room_for(self.path(log), None, self.path(log)):
+                file.close()
 
     def _line(self, log: str, number: int, line: str) -> dict[str, Any]:
         try:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from relora_lab import seeds
+from relora_lab.faults import point
 from relora_lab.lowrank import LowRankLinear
 from relora_lab.optim.reset import ResetReport, reset_state
 
@@ -33,6 +34,7 @@ def restart(
             for parameter, turned in layer.restart(seeds.generator(seed, "factors", cycle, name)).items():
                 if "exp_avg" in optimizer.state[parameter]:
                     optimizer.state[parameter]["exp_avg"][turned] *= -1
+    point(f"merged {cycle}")
     parameters: list[nn.Parameter] = []
     for layer in layers.values():
         parameters += [layer.lora_A, layer.lora_B] if reset_params == "AB" else [layer.lora_A]

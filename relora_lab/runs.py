@@ -11,14 +11,15 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from relora_lab import checkpoints, config, cycle_files, files
+from relora_lab import checkpoints, config, cycle_files, files, tensor_files
+from relora_lab import manifest as manifests
 from relora_lab.cycle_files import Pair
 from relora_lab.errors import BadInput, FolderHeld, Interrupted, require, why
 from relora_lab.logs import Logs
@@ -88,6 +89,7 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        checkpoints.forget_older(self.checkpoints)
 
     def leftovers(self) -> list[Path]:
         """What a killed process left half written."""
@@ -167,13 +169,19 @@ class RunFolder:
         try:
             yield
         except (Interrupted, KeyboardInterrupt) as stop:
-            self.write_status(**{**self.status, "state": "stopped", "reason": str(stop) or "interrupted"})
+            self._note_end(state="stopped", reason=str(stop) or "interrupted")
             raise
         except Exception as error:
-            self.write_status(**{**self.status, "state": "failed", "reason": why(error)})
+            self._note_end(state="failed", reason=why(error))
             raise
-        finally:
+        self.logs.close()
+
+    def _note_end(self, **facts: Any) -> None:
+        """Close the logs and write the status as far as that can be done: the disk may be full."""
+        with suppress(OSError):
             self.logs.close()
+        with suppress(OSError, BadInput):
+            self.write_status(**{**self.status, **facts})
 
     # ---- results
 
@@ -224,11 +232,11 @@ class RunFolder:
         """Begin where `stage` ended: its logs, its merged weights if the references agree, its checkpoint."""
         self.logs.cut({})
         for log in stage.path.glob("*.jsonl"):
-            shutil.copyfile(log, self.path / log.name)
+            files.copy(log, self.path / log.name)
         reference = stage.config.training.reference
         if reference == self.config.training.reference and (stage.path / "warm_start").exists():
             self._link_folder(stage.path / "warm_start", self.path / "warm_start")
-            self.record("warm_start")
+            manifests.record(self.path, "warm_start")
         newest = checkpoints.states(stage.checkpoints)[-1]
         self.checkpoints.mkdir(exist_ok=True)
         self._link_folder(newest, self.checkpoints / newest.name)
@@ -246,10 +254,10 @@ class RunFolder:
         (self.path / which).parent.mkdir(exist_ok=True)
         with files.new_folder(self.path / which) as making:
             for path in tokenizer.iterdir():
-                shutil.copyfile(path, making / path.name)  # no link: saving over it would change other runs' too
+                files.copy(path, making / path.name)  # no link: saving over it would change other runs' too
             files.write_text(making / "config.json", model_config)
-            files.write_tensors(making / "model.safetensors", tensors)
-        self.record(which)
+            tensor_files.write(making / "model.safetensors", tensors)
+        manifests.record(self.path, which)
 
     def weight(self, which: str, name: str) -> Tensor:
         """One tensor of merged weights; the file is opened for it alone, so memory holds one matrix."""
@@ -280,7 +288,7 @@ class RunFolder:
     def write_cycle(self, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapping[str, Any]) -> None:
         """Store a cycle's change of each merged matrix as signed factor pairs, and what happened at its end."""
         cycle_files.write(self._cycles, cycle, pairs, facts)
-        self.record(*(f"cycles/{path.name}" for path in cycle_files.paths(self._cycles, cycle)))
+        manifests.record(self.path, *(f"cycles/{path.name}" for path in cycle_files.paths(self._cycles, cycle)))
 
     def cycle_facts(self, *, since: int = -1) -> list[dict[str, Any]]:
         """What happened at the end of each cycle that ends after step `since`; "scales" has a key a factor pair."""
@@ -317,21 +325,17 @@ class RunFolder:
     # ---- manifest
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, str]:
         """sha256 of every finished file, by its path in the folder."""
-        return files.read_json(self.path / "manifest.json")
+        return manifests.read(self.path)
 
-    def record(self, *names: str) -> None:
-        """Note the sha256 of finished files (all files of a folder) in manifest.json."""
-        manifest = self.manifest
-        for name in names:
-            path = self.path / name
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                manifest[file.relative_to(self.path).as_posix()] = files.sha256(file)
-        files.write_json(self.path / "manifest.json", dict(sorted(manifest.items())))
+    def require_undamaged(self, *below: str, sha256: Callable[[Path], str] = files.sha256) -> None:
+        """Raise BadInput, naming it, for a finished file below these folders that is not as it was written."""
+        manifests.require_undamaged(self.path, below, sha256)
 
     def finish(self) -> None:
         """Close the logs and note them, settings and environment in the manifest."""
         self.logs.sync()
         self.logs.close()
-        self.record("config.toml", "environment.json", *(log.name for log in self.path.glob("*.jsonl")))
+        noted = "config.toml", "environment.json", *(log.name for log in self.path.glob("*.jsonl"))
+        manifests.record(self.path, *noted)

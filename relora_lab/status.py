@@ -114,10 +114,10 @@ def of_folder(out: Path) -> Status:
 def _cell(out: Path, name: str, declared: Mapping[str, Any]) -> Cell:
     run = RunFolder(out / name)
     try:
-        status = run.status
+        status = _read(run)
     except BadInput as error:
         status = {"state": "damaged", "reason": str(error)}
-    state = str(status.get("state", "waiting"))
+    state = printable(str(status.get("state", "waiting")))
     if state == "running" and not run.held:
         state = "killed"
     return Cell(
@@ -128,8 +128,16 @@ def _cell(out: Path, name: str, declared: Mapping[str, Any]) -> Cell:
         int(declared.get("start", 0)),
         status.get("perplexity"),
         status.get("seconds_per_update"),
-        printable(str(status.get("reason", ""))),
+        str(status.get("reason", "")),
     )
+
+
+def _read(run: RunFolder) -> dict[str, Any]:
+    """A run's status. Raises BadInput where what should be a number is none."""
+    status, number = run.status, int | float | None
+    for name, kind in {"step": int, "steps": int, "perplexity": number, "seconds_per_update": number}.items():
+        require(isinstance(status.get(name, 0), kind), f"{run.path / 'status.json'}: is damaged ({name})")
+    return status
 
 
 def as_text(found: Status, *, every: bool = False) -> str:
@@ -153,7 +161,8 @@ def _lines(cells: list[Cell]) -> Iterator[str]:
         perplexity = "–" if cell.perplexity is None else f"{cell.perplexity:.3f}"
         pace = cell.seconds_per_update
         left = duration(cell.left * pace) if pace and cell.state == "running" else "–"
-        yield f"{cell.name:<{width}}  {cell.state:<9} {step:>15} {perplexity:>11} {left:>9}  {cell.reason}".rstrip()
+        line = f"{cell.name:<{width}}  {cell.state:<9} {step:>15} {perplexity:>11} {left:>9}  {cell.reason}"
+        yield printable(line.rstrip())
 
 
 def duration(seconds: float) -> str:
@@ -192,11 +201,12 @@ def summary(runs: Iterable[RunFolder]) -> str:
     width = max([20, *(len(run.path.name) for run in runs)])
     lines = [f"{'run':<{width}} {'trained':>11} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
     for run in runs:
-        trained, final = run.environment.get("parameters", {}).get("trained"), run.final_evaluation or {}
+        status, final = _read(run), run.final_evaluation or {}
+        trained = run.environment.get("parameters", {}).get("trained")
         perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
-        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(run.status.get('step'), 'd'):>7}"
-        reason = f": {run.status['reason']}" if run.status.get("reason") else ""
-        lines.append(f"{run.path.name:<{width}} {reached}  {run.state}{reason}")
+        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(status.get('step'), 'd'):>7}"
+        reason = f": {status['reason']}" if status.get("reason") else ""
+        lines.append(printable(f"{run.path.name:<{width}} {reached}  {run.state}{reason}"))
     return "\n".join(lines)
 
 

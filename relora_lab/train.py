@@ -13,7 +13,7 @@ from pathlib import Path
 from relora_lab import data, environment, process, processes, stages
 from relora_lab.config import as_table, digest, parse
 from relora_lab.data import Corpus
-from relora_lab.errors import BadInput, FolderHeld
+from relora_lab.errors import BadInput, FolderHeld, printable
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.trainer import Trainer
@@ -110,6 +110,7 @@ def _train(
     A new one begins where `shorter` ended, or else where the stage up to the last of `cuts` ends.
     """
     folder.sweep()
+    folder.require_undamaged("warm_start/", "snapshots/", "cycles/")
     folder.write_config(config)
     folder.write_environment(environment.facts(config, corpus, folder.environment))
     folder.write_status("waiting", step=0, steps=until)
@@ -139,7 +140,7 @@ def _stage(
             if not wait:
                 raise
             if not told:
-                print(f"waiting for steps 0–{cut}, which another run trains too ({held})", file=sys.stderr)
+                print(printable(f"waiting for steps 0–{cut}, which another run trains too ({held})"), file=sys.stderr)
             told = True
             time.sleep(0.2)
     return folder

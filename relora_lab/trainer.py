@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from relora_lab import process, processes, records
 from relora_lab import state as states
 from relora_lab.data import Corpus
 from relora_lab.divergence import Monitor
-from relora_lab.errors import Interrupted
+from relora_lab.errors import Interrupted, NoSpace
+from relora_lab.faults import point
 from relora_lab.lowrank import merged_state_dict
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.objective import LanguageModelling
@@ -58,7 +60,8 @@ class Trainer:
             try:
                 self._loop(received, bar)
             except BaseException:
-                self._note("running")  # at which step it stopped
+                with suppress(NoSpace):
+                    self._note("running")  # at which step it stopped
                 raise
         self._close()
 
@@ -75,6 +78,7 @@ class Trainer:
             if signum:
                 self._checkpoint()
                 raise Interrupted(signum, f"at step {self.state.step}; continue with --resume")
+            point(f"update {self.state.step + 1}")
             line = self._update()
             if line is not None:
                 self._after_update()

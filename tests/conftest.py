@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,23 @@ def golden(name: str) -> Any:
 def tensors(name: str) -> dict[str, torch.Tensor]:
     """A golden file's tensors."""
     return safetensors.torch.load_file(GOLDEN / f"{name}.safetensors")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What `make faults` prints: how many tries of each experiment (their tests name it) ended as they must."""
+    if "faults" not in config.option.markexpr or config.option.markexpr == "not faults":
+        return
+    tries, survived = Counter[str](), Counter[str]()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            noted = dict(report.user_properties)
+            if "experiment" in noted and (report.when == "call" or outcome == "error"):
+                tries[noted["experiment"]] += noted.get("tries", 1)
+                survived[noted["experiment"]] += noted.get("survived", int(outcome == "passed"))
+    lines = ["| experiment | tries | survived |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {count} | {survived[name]} |" for name, count in sorted(tries.items())]
+    terminalreporter.section("faults")
+    terminalreporter.write("\n".join([*lines, f"| **all** | {tries.total()} | {survived.total()} |", ""]))
 
 
 @pytest.fixture

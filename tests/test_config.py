@@ -18,6 +18,12 @@ BAD = [
     ("optimizer.betass=[0.9, 0.9]", r"unknown field 'betass'.*did you mean 'betas'\?"),
     ("training.lr=0.1", "'lr' belongs under 'optimizer'"),
     ("lr=0.1", "'lr' belongs under 'optimizer'"),
+    ("training.eps=1", r"'eps' belongs under 'optimizer', not in \[training\]"),
+    ("training.merge_every=3", r"'merge_every' belongs under 'method' \(of online_relora\)"),
+    ("model.training.steps=3", r"unknown field 'training' in \[model\]; it belongs at the top"),
+    ("training.restart_evry=3", r"did you mean 'restart_every' \(in \[method\]\)\?"),
+    ("method.qwxyz=3", r"unknown field 'qwxyz' in \[method\]; there are rank, alpha, base"),
+    ("method.RANK=3", r"unknown field 'RANK' in \[method\]; did you mean 'rank'\?"),
     ("optimizer.restart_every=3", "'restart_every' belongs under 'method'"),
     ("method.restart_every=0", r"method.restart_every: must be ≥ 1 \(got 0\).*without restarts use"),
     ("method.restart_every=-5", r"method.restart_every: must be ≥ 1 \(got -5\)"),
@@ -28,6 +34,7 @@ BAD = [
     ("method.restart_warmup=14", r"method.restart_warmup: 14 leaves no step at full rate in a cycle of 14"),
     ("method.reset_ratio=1.5", r"method.reset_ratio: must be in \[0, 1\) \(got 1.5\)"),
     ("method.reset_ratio=99.0", r"must be in \[0, 1\) \(got 99; did you mean 0.99\?\)"),
+    ("method.reset_ratio=1", r"\(got 1; to reset all use method.optimizer_reset = 'zero'\)"),
     ('optimizer.lr="1e-3"', 'optimizer.lr: expected a number, got text "1e-3"; write it without quotes'),
     ("optimizer.lr=nan", "optimizer.lr: expected a positive number, got nan"),
     ("optimizer.lr=inf", "optimizer.lr: expected a positive number, got inf"),
@@ -36,7 +43,11 @@ BAD = [
     ("optimizer.lr=[1]", r"optimizer.lr: expected a number, got \[1\]"),
     ("training.steps=1.5", "training.steps: expected a whole number, got 1.5"),
     ("training.steps=true", "training.steps: expected a whole number, got true"),
+    ("training.steps=nan", "training.steps: expected a whole number, got nan"),
+    ("method.restart_every=none", 'expected a whole number, got text "none"; for none leave the field out'),
+    ("method.restart_every=false", "expected a whole number, got false; for none leave the field out"),
     ("training.seed=-1", "training.seed: must be ≥ 0"),
+    ("training.seed=9223372036854775808", "seed: expected a whole number, got a whole number beyond 64 bits"),
     (
         "training.snapshot_every=0",
         r"training.snapshot_every: must be ≥ 1 \(got 0\); to keep no snapshots leave it out",
@@ -47,6 +58,7 @@ BAD = [
     ("training.reference_step=61", "training.reference_step: 61 lies outside"),
     ("training.micro_batches=3", r"training.micro_batches: 3 does not divide data.batch_size \(4\)"),
     ("method.name=relroa", "unknown method 'relroa'; did you mean 'relora'"),
+    ("method.name=ReLoRA", "unknown method 'ReLoRA'; did you mean 'relora'"),
     ("method.name=full", "method.rank: is no setting of full but of galore, lora,"),
     ("method.optimizer_reset=half", "method.optimizer_reset: expected 'none' or 'zero' or 'magnitude' or 'random'"),
     ("method.base=zero", "method.base: a base of zero would throw the warm start away"),
@@ -56,7 +68,8 @@ BAD = [
     ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
     ("optimizer.betas=[0.9, 1.0]", r"optimizer.betas: must be in \[0, 1\)"),
     ("training.threads=100000", r"training.threads: must be ≤ 1024"),
-    ("schema_version=true", r"newer version \(schema True"),
+    ("schema_version=true", "schema_version: expected a whole number ≥ 1, got true"),
+    ("schema_version=0", "schema_version: expected a whole number ≥ 1, got 0"),
     ('data.corpus=[""]', "data.corpus: is empty"),
     ("data.dataset=allenai/c4", r"data.corpus: a dataset is given too \(data.dataset\)"),
     ("data.subset=en", "data.subset: only for a data.dataset"),
@@ -106,6 +119,15 @@ def test_what_is_no_toml_is_said_so(tmp_path):
         config.load(path)
     with pytest.raises(BadInput, match="cannot be read"):
         config.load(tmp_path / "none.toml")
+    path.write_bytes(b"# \xff")
+    with pytest.raises(BadInput, match=r"x\.toml: is not UTF-8 text \(byte 2\)"):
+        config.load(path)
+
+
+def test_a_byte_order_mark_does_no_harm(tiny, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(config.dumps(changed(tiny)), encoding="utf-8-sig")
+    assert config.digest(config.load(path)) == config.digest(changed(tiny))
 
 
 def test_settings_made_in_python_are_held_to_the_same_rules(tiny):

@@ -2,11 +2,8 @@
 
 import multiprocessing
 import os
-import stat
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from relora_lab import files
 from relora_lab.errors import FolderHeld
@@ -38,17 +35,6 @@ def test_a_new_folder_replaces_another_and_keeps_an_equal_one(tmp_path):
     assert (folder / "x").read_text() == "two"
     assert numbers[0] == numbers[1] != numbers[2]
     assert os.listdir(tmp_path) == ["f"]
-
-
-def test_tensors_are_readable_by_others_and_the_same_bytes_each_time(tmp_path):
-    tensors = {name: torch.arange(6.0).reshape(2, 3).T for name in "zab"}
-    for name in ("one", "two"):
-        files.write_tensors(tmp_path / name, tensors)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert torch.equal(load_file(tmp_path / "one")["a"], tensors["a"])
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o666 & ~mask
 
 
 def _hold(path, held, done):

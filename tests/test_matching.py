@@ -126,7 +126,9 @@ def test_a_model_without_head_has_the_names_of_one_with_head_but_for_their_begin
             f"model.layers.{n}.self_attn.q_proj" for n in (0, 1)
         ]
     deeper = model(tmp_path / "deeper", inner | block("layers.2.self_attn.q_proj"), seed=2)
-    with pytest.raises(BadInput, match=r"whole: missing model\.layers\.2\.self_attn\.q_proj\.weight$"):
+    with pytest.raises(
+        BadInput, match=r"whole: missing model\.layers\.2\.self_attn\.q_proj\.weight, which .*deeper has$"
+    ):
         match_models(whole, deeper)
 
 
@@ -136,6 +138,13 @@ def test_a_renamed_matrix_is_refused_with_both_names(tmp_path):
     with pytest.raises(
         BadInput, match=r"a: missing layers\.0\.key\.weight; it has layers\.0\.k_proj\.weight, which .*b has not"
     ):
+        match_models(start, final)
+
+
+def test_a_model_of_another_size_is_refused_by_its_shapes_even_if_it_has_more_blocks(tmp_path):
+    start = model(tmp_path / "a", block("layers.0.q_proj"))
+    final = model(tmp_path / "b", block("layers.0.q_proj", "layers.1.q_proj", shape=(16, 16)))
+    with pytest.raises(BadInput, match=r"a: layers\.0\.q_proj\.weight is 8×8, but 16×16 in .*b"):
         match_models(start, final)
 
 
@@ -188,7 +197,7 @@ def test_blocks_are_numbered_in_several_ways(tmp_path):
         "layers.0.decomposition": (0, "decomposition"),
         "embedder.layers.2.dense": (2, "dense"),
         "layers.0.x²": (0, "x²"),
-        f"layers.{'9' * 5000}.far": (-1, "far"),
+        f"layers.{'9' * 400}.far": (-1, "far"),
     }
     left = [
         "layers.0.relative_attention_bias",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import changed
 
-from relora_lab import files
+from relora_lab import files, tensor_files
 from relora_lab.errors import BadInput, Interrupted
 from relora_lab.runs import RunFolder, snapshot
 
@@ -148,7 +148,7 @@ def test_snapshots_are_listed_by_step_and_read_like_other_weights(folder, tokeni
 
 def test_a_snapshot_is_whole_or_not_there(folder, tokenizer, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(files, "write_tensors", Mock(side_effect=OSError("disk full")))
+        patch.setattr(tensor_files, "write", Mock(side_effect=OSError("disk full")))
         folder.write_weights(snapshot(10), "{}", {"w": torch.ones(2)}, tokenizer)
     assert folder.snapshots == folder.manifest == {}
     (folder.path / "snapshots" / ".000000010-abc").mkdir()  # by a killed process

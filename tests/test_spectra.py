@@ -148,8 +148,8 @@ REFUSED = {
     ),
     "transposed": ({UP: torch.ones(8, 12)}, r"up_proj\.weight is 12×8, but 8×12"),
     "reshaped": ({UP: torch.ones(96)}, r"up_proj\.weight is 12×8, but 96 in"),
-    "missing": ({UP: None}, r"b: missing model\.layers\.1\.mlp\.up_proj\.weight$"),
-    "extra": ({"2__mlp__up_proj": torch.ones(2, 2)}, r"a: missing model\.layers\.2\.mlp\.up_proj\.weight$"),
+    "missing": ({UP: None}, r"b: missing model\.layers\.1\.mlp\.up_proj\.weight, which .*a has$"),
+    "extra": ({"2__mlp__up_proj": torch.ones(2, 2)}, r"a: missing model\.layers\.2\.mlp\.up_proj\.weight, which"),
     "same": ({}, r"ΔW is exactly zero for all 6 matrices: same files\?"),
 }
 
@@ -177,7 +177,7 @@ def test_nothing_selected_integers_and_files_that_are_none_are_refused(tmp_path)
         "empty": "holds no .safetensors file",
         "pickled": "pickle files are never loaded",
         "x.pt": "pickle files are never loaded",
-        "cut.safetensors": r"not a safetensors file, or damaged \(3 bytes\)",
+        "cut.safetensors": r"not a safetensors file \(3 bytes\)",
     }.items():
         with pytest.raises(BadInput, match=message):
             delta_spectra(start, tmp_path / name)

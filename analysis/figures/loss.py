@@ -30,7 +30,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     show_settled(above, frame)
     above.set_ylabel("training loss (nats)")
     add_legend(above)
-    below.set_ylim(0, 1.2 * frame["trained"].max())
+    below.set_ylim(0, 1.2 * frame["trained"].fillna(1).max())  # a run may have lost what says how many
     below.yaxis.set_major_formatter(EngFormatter(sep=""))
     below.set_ylabel("trained")
     below.set_xlabel("update")

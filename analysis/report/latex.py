@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from analysis.report.part import Part, Section
+from relora_lab.errors import printable
 
 ROWS, COLUMNS = 45, 14  # that a page has room for
+LETTERS = 200  # of a cell: TeX knows no width of 6 m
 COMMANDS = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{sign: f"{{{sign}}}" for sign in "[]*"},  # which after \\\\ are no text
@@ -113,7 +115,7 @@ def _upright(shown: pd.DataFrame) -> pd.DataFrame:
 
 def table(shown: pd.DataFrame) -> str:
     """A table's text as a tabular with booktabs' rules."""
-    texts = shown.map(escape).rename(columns=escape)
+    texts = shown.map(_cell).rename(columns=_cell)
     return str(texts.style.hide(axis="index").to_latex(hrules=True, column_format=_columns(shown)))
 
 
@@ -127,8 +129,13 @@ def is_number(cells: pd.Series) -> bool:
     return bool(cells.str.fullmatch(r"|–|✓|[−\d][\d,.e−]*( %)?( (±|…|/) [−\d][\d,.e−]*)?").all())
 
 
+def _cell(text: object) -> str:
+    """A cell's text, of a long one the ends."""
+    whole = str(text)
+    return escape(whole if len(whole) <= LETTERS else f"{whole[: LETTERS // 2]} … {whole[-LETTERS // 2 :]}")
+
+
 def escape(text: object) -> str:
     """Text that LaTeX prints as it is, in ASCII; a sign that it has no command for by its number."""
-    return "".join(
-        COMMANDS.get(sign, sign if sign.isascii() else f"{{[}}U+{ord(sign):04X}{{]}}") for sign in str(text)
-    )
+    signs = printable(str(text))
+    return "".join(COMMANDS.get(sign, sign if sign.isascii() else f"{{[}}U+{ord(sign):04X}{{]}}") for sign in signs)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from analysis.report.part import Part, Section
+from relora_lab.errors import printable
 
 
 def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> str:
@@ -47,4 +48,4 @@ def _row(cells: Iterator[str] | Sequence[str]) -> str:
 
 def plain(text: object) -> str:
     """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_\[\]<>|#~&$]|^[-+=])", r"\\\1", printable(str(text)))

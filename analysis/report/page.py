@@ -14,6 +14,7 @@ from markupsafe import Markup
 from analysis.output import as_csv
 from analysis.report.latex import is_number
 from analysis.report.part import Part, Printed, Section
+from relora_lab.errors import printable
 
 TITLE = "What rank did the updates have?"
 LEADING = 10  # findings that are shown at once
@@ -26,7 +27,9 @@ REFERENCE = re.compile(r'(\bid="|\bhref="#|url\(#)([^")]+)')  # of what an SVG d
 def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> str:
     """The whole page; every name in it is text, whatever it holds."""
     folder = files("analysis.report")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_text, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
     page = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     parts = [part for section in sections for part in section.parts]
     return page.render(
@@ -39,6 +42,11 @@ def render(about: str, findings: Sequence[str], sections: Sequence[Section]) -> 
         sections=[_section(section) for section in sections],
         numbers={part.file("csv"): _packed(as_csv(part.frame)) for part in parts if not part.frame.empty},
     )
+
+
+def _text(value: Any) -> Any:
+    """What the page shows; text that is not its own without signs that turn letters round, or are not seen."""
+    return printable(value) if type(value) is str else value
 
 
 def _section(section: Section) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def _inline(svg: str, part: Part) -> Markup:
     assert view is not None
     opening = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" aria-label="{}">').format(
         Markup(view.group()),  # noqa: S704 (matplotlib's, as all below)
-        _shortened(part.note)[0],
+        printable(_shortened(part.note)[0]),
     )
     return opening + Markup(svg[svg.index(">") + 1 :])  # noqa: S704
 

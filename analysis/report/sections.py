@@ -75,14 +75,18 @@ def _made(module: ModuleType, runs: pd.DataFrame, draw: Draw) -> Part:
         frame = module.table(runs)
         if frame.empty:
             return Part("tables", name, title, nothing, frame)
-        note = str(module.note(frame) if hasattr(module, "note") else getattr(module, "NOTE", ""))
+        note = _paragraph(module.note(frame) if hasattr(module, "note") else getattr(module, "NOTE", ""))
         printed = [_printed(*place) for place in getattr(module, "PRINTED", ())]
         return Part("tables", name, title, note, frame, tables.shown(frame), printed=printed)
     frame = module.data(runs)
     if frame.empty:
         return Part("figures", name, title, nothing, frame)
-    note = str(module.describe(frame))
+    note = _paragraph(module.describe(frame))
     return Part("figures", name, title, note, frame, drawing=draw(module, frame))
+
+
+def _paragraph(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _printed(of: str, name: str) -> Printed:

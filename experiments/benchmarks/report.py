@@ -19,6 +19,7 @@ from pathlib import Path
 import tomli_w
 from safetensors.torch import load_file, save_file
 
+from relora_lab import manifest
 from relora_lab.config import as_table
 from relora_lab.runs import RunFolder
 from relora_lab.workspace import run_folders
@@ -39,6 +40,7 @@ def many(runs: list[RunFolder], count: int, out: Path) -> None:
         (folder / "config.toml").write_text(tomli_w.dumps(settings))
         weights = load_file(folder / "final" / "model.safetensors")
         save_file({key: W * (1 + number / 10_000) for key, W in weights.items()}, folder / "final/model.safetensors")
+        manifest.record(folder, "config.toml", "final")
 
 
 def main() -> int:

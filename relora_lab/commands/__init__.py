@@ -2,9 +2,11 @@
 
 import sys
 
+from relora_lab.errors import printable
+
 DONE, FAILED, BAD_INPUT, PARTIAL, HELD, DIVERGED = 0, 1, 2, 3, 4, 5  # exit codes
 
 
 def say(message: str) -> None:
     """A line for people, on stderr."""
-    print("relora-lab: " + " ".join(message.split()), file=sys.stderr)
+    print("relora-lab: " + printable(" ".join(message.split())), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Commands about a folder of runs: what is there, how two differ, what can go."""
+"""Commands about a folder of runs: what is there, how two differ, whether all is sound, what can go."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from relora_lab.commands import DONE
 
 
 def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
-    """List the runs in a folder. Also: `runs diff A B`, `runs clean FOLDER`.
+    """List the runs in a folder. Also: `runs diff A B`, `runs check FOLDER`, `runs clean FOLDER`.
 
     Args:
         folder: A folder of run folders.
@@ -29,7 +29,7 @@ def runs_diff(a: Annotated[Path, tyro.conf.Positional], b: Annotated[Path, tyro.
         b: Another one.
     """
     from relora_lab.config import differences
-    from relora_lab.errors import require
+    from relora_lab.errors import printable, require
     from relora_lab.runs import RunFolder
     from relora_lab.status import summary
 
@@ -38,9 +38,27 @@ def runs_diff(a: Annotated[Path, tyro.conf.Positional], b: Annotated[Path, tyro.
         require(folder.started, f"{folder.path}: is no run folder")
     differing = differences(*(folder.config for folder in folders))
     for field, (old, new) in differing.items():
-        print(f"{field:<28} {'–' if old is None else old} → {'–' if new is None else new}")
+        print(printable(f"{field:<28} {'–' if old is None else old} → {'–' if new is None else new}"))
     print(("" if differing else "the same settings\n") + "\n" + summary(folders))
     return DONE
+
+
+def runs_check(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
+    """Check that every finished file of runs, stages and token folders is as it was written, by its sha256.
+
+    Args:
+        folder: A run folder, or a folder of them.
+    """
+    from relora_lab import check
+    from relora_lab.commands import BAD_INPUT, say
+    from relora_lab.errors import printable
+
+    found = list(check.faults(folder))
+    faults = [fault for fault in found if fault]
+    for fault in faults:
+        say(fault)
+    print(printable(f"{folder}: {len(found)} checks, {len(faults)} faults"))
+    return BAD_INPUT if faults else DONE
 
 
 def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes: bool = False) -> int:
@@ -53,12 +71,13 @@ def runs_clean(folder: Annotated[Path, tyro.conf.Positional] = Path("runs"), yes
         yes: Do not ask.
     """
     from relora_lab import clean
+    from relora_lab.errors import printable
 
     found = clean.removable(folder)
     for item in found:
-        print(f"{item.size / 2**20:9.1f} MiB  {item.path}: {item.why}")
+        print(printable(f"{item.size / 2**20:9.1f} MiB  {item.path}: {item.why}"))
     if not found:
-        print(f"{folder}: there is nothing to remove")
+        print(printable(f"{folder}: there is nothing to remove"))
     elif yes or _confirmed(f"Remove these ({sum(item.size for item in found) / 2**20:.1f} MiB)? [y/N] "):
         clean.remove(found)
         print("removed")

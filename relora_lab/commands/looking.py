@@ -24,10 +24,11 @@ def report(
     """
     from analysis import load_runs, spectra
     from analysis.report import build
+    from relora_lab.errors import printable
 
     frame = load_runs(runs)
     page = build(frame, out, own=own, progress=sys.stderr.isatty())
-    print(f"The report is {page}.")
+    print(printable(f"The report is {page}."))
     broken = [
         path for path in spectra.with_weights(frame)["path"] if spectra.of_run(path).matrices["nonfinite"].any()
     ]
@@ -93,10 +94,11 @@ def spectrum(
     if out is not None:
         look.write(looks, out, common)
         say(f"written to {out}")
-    broken = {(found.label, name): count for found in looks for name, count in found.nonfinite.items()}
-    for (label, name), count in broken.items():
-        which = f"{label}: {name}" if len(looks) > 1 else name
-        say(f"{which}: {count} non-finite values; marked and left out")
+    broken = [(found.matched.final, found.nonfinite) for found in looks if found.nonfinite]
+    for final, counts in broken:
+        first, count = next(iter(counts.items()))
+        more = f" (and {sum(counts.values()) - count} in {len(counts) - 1} more)" if len(counts) > 1 else ""
+        say(f"{final}: {first}: {count} non-finite values{more}; marked nonfinite, the rest analysed")
     return PARTIAL if broken else DONE
 
 

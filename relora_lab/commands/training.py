@@ -43,6 +43,7 @@ def train(
     """
     from relora_lab import torchrun
     from relora_lab.config import load, run_name
+    from relora_lab.errors import printable
 
     given = {"precision": precision, "compile": "true" if compile else None}
     run_config = load(config, overrides + [f"training.{name}={value}" for name, value in given.items() if value])
@@ -60,7 +61,7 @@ def train(
         trainer.run(run_config, folder, resume=resume, cuts=None if share else (), progress=True)
         state = processes.from_leader(lambda: run.state)
     if leads:
-        print(run.summary())
+        print(printable(run.summary()))
     return DIVERGED if state == "diverged" else DONE
 
 
@@ -90,13 +91,17 @@ def grid(
     """
     from relora_lab import grid as grids
     from relora_lab import stages, torchrun
-    from relora_lab.errors import require
+    from relora_lab.errors import BadInput, require
 
     torchrun.require_alone("grid")
     workers = workers if workers is not None else 2 if on == "local" else 100
     require(workers >= 1, f"--workers: must be ≥ 1 (got {workers})")
     require(not slurm or on == "slurm", "--slurm: is for --on slurm")
-    cells = grids.cells(grids.read(declared), seeds, profile)
+    text = grids.read(declared)
+    try:
+        cells = grids.cells(text, seeds, profile)
+    except BadInput as error:
+        raise BadInput(f"{declared}: {error}") from None
     title = declared.stem + (f"-{profile}" if profile else "")
     out = Path("runs") / title if out is None else out
     for warning in dict.fromkeys(warning for cell in cells.values() for warning in cell.warnings()):
@@ -137,15 +142,15 @@ def _trained_and_reported(
     cells: "dict[str, RunConfig]", out: Path, launch: Callable[..., dict[str, str]], track: Tracker
 ) -> int:
     from relora_lab import status
-    from relora_lab.errors import BadInput
+    from relora_lab.errors import BadInput, printable
     from relora_lab.runs import RunFolder
 
     runs = [RunFolder(out / name) for name in cells]
     with _followed(track, runs):
         failures = launch(cells, out)
     reached = [cell for cell in status.of_folder(out).cells if cell.name in cells and cell.state != "damaged"]
-    print(status.summary(RunFolder(out / cell.name) for cell in reached))
-    print(f"\nThe runs are in {out}.")
+    print(status.summary(RunFolder(out / cell.name) for cell in reached), end="\n\n")
+    print(printable(f"The runs are in {out}."))
     if failures:
         say(f"{len(failures)} of {len(cells)} cells failed; the same command tries them again")
     ended = tuple(out / cell.name for cell in reached if cell.ended)

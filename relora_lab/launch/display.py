@@ -31,10 +31,11 @@ class Display:
         self._begun = self._noted = time.monotonic()
         self._lines: dict[str, TaskID] = {}
         self._sharing = saved(jobs)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        name = TextColumn("{task.description}", markup=False)
+        columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         told = TextColumn("{task.fields[told]}")
         self._progress = Progress(*columns, told, console=self._console, speed_estimate_period=600)
-        self._all = self._progress.add_task(title, total=self._updates, told=self._count())
+        self._all = self._progress.add_task(printable(title), total=self._updates, told=self._count())
 
     def __enter__(self) -> Self:
         if self._sharing:

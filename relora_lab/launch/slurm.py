@@ -49,7 +49,10 @@ class Queue:
 
     def __init__(self, out: Path, workers: int, options: Mapping[str, str | bool]) -> None:
         submitit = library("submitit", "slurm", "--on slurm")
-        require("%" not in str(out.absolute()), f"--out {out}: SLURM takes % in a path for a sign of its own")
+        place = str(out.absolute())
+        require("%" not in place, f"--out {out}: SLURM takes % in a path for a sign of its own")
+        # A script for sbatch names it in a comment, which ends where the line ends: the rest would be a command.
+        require(place.isprintable(), f"--out {out}: SLURM needs a path of printable signs, without line breaks")
         self.out, self._workers, self.trouble = out, workers, ""
         self._logs = jobs_folder(out.absolute()) / "slurm"
         self._tasks: dict[str, Task] = {}  # by SLURM's number of the job

@@ -22,7 +22,7 @@ def available() -> list[str]:
 def options_class(name: str) -> type[Options]:
     """The `Options` dataclass of a method. Raises BadInput with the nearest name."""
     if not isinstance(name, str) or name not in available():
-        near = difflib.get_close_matches(str(name), available(), 1)
+        near = difflib.get_close_matches(str(name).lower(), available(), 1)
         hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(available())}"
         raise BadInput(f"method.name: unknown method '{name}'; {hint}")
     cls: type[Options] = importlib.import_module(f"{__name__}.{name}").Options

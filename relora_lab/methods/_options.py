@@ -83,8 +83,9 @@ class LowRankOptions(Options):
         alpha = self.alpha
         require(alpha is None or 0 < alpha < float("inf"), f"method.alpha: must be > 0 (got {alpha})")
         if not 0 <= self.reset_ratio < 1:
-            percent = f"; did you mean {self.reset_ratio / 100:g}?" if 10 < self.reset_ratio < 100 else ""
-            raise BadInput(f"method.reset_ratio: must be in [0, 1) (got {self.reset_ratio:g}{percent})")
+            hint = f"; did you mean {self.reset_ratio / 100:g}?" if 10 <= self.reset_ratio < 100 else ""
+            hint = "; to reset all use method.optimizer_reset = 'zero'" if self.reset_ratio in (1, 100) else hint
+            raise BadInput(f"method.reset_ratio: must be in [0, 1) (got {self.reset_ratio:g}{hint})")
         require(
             self.reset_ratio > 0 or self.optimizer_reset != "random",
             "method.reset_ratio: 0 resets nothing; use method.optimizer_reset = 'none'",

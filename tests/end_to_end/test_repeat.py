@@ -1,4 +1,7 @@
-"""The same settings give the same bytes: again, through a stage or without it, and after kill −9 and resume."""
+"""The same settings give the same bytes: again, through a stage or without it, in every method after kill −9 too.
+
+Kills at every kind of place are in faults/test_kills.py.
+"""
 
 import multiprocessing
 import os
@@ -60,15 +63,6 @@ def test_again_and_through_a_stage(tmp_path, tiny, expected):
     for name in ("one", "two"):  # the first trains the stage, the second finds it
         assert content(train.run(config, tmp_path / name)) == expected
     assert len(list((tmp_path / ".stages").iterdir())) == 1
-
-
-@pytest.mark.parametrize("at", [13, 20, 27, 34, 41, 59])
-def test_after_kill_9_and_resume(tmp_path, tiny, expected, at):
-    """In the warm start, at its end, before, at and after the first restart, before the last update."""
-    config, out = changed(tiny), tmp_path / "run"
-    assert in_child(config, out, at, signal.SIGKILL) == -signal.SIGKILL
-    assert RunFolder(out).state in ("waiting", "running")
-    assert content(train.run(config, out, resume=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -255,9 +249,13 @@ def test_resuming_another_run_is_refused_with_old_and_new(tmp_path, tiny):
         train.run(config, other, resume=True)
 
 
-def test_other_threads_may_go_on_and_that_is_recorded(tmp_path, tiny):
+@pytest.mark.parametrize("what", ["threads", "instruction set"])
+def test_another_machine_may_go_on_and_that_is_recorded(tmp_path, tiny, monkeypatch, what):
     out = tmp_path / "run"
     assert in_child(changed(tiny), out, 41, signal.SIGKILL) == -signal.SIGKILL
-    train.run(changed(tiny, training={"threads": 2}), out, resume=True)
+    assert RunFolder(out).environment["bit_identical"] is True
+    if what == "instruction set":
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "ANOTHER")
+    train.run(changed(tiny, training={"threads": 2 if what == "threads" else 1}), out, resume=True)
     assert RunFolder(out).state == "finished"
     assert RunFolder(out).environment["bit_identical"] is False

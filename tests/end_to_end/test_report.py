@@ -15,7 +15,7 @@ from analysis import figures, load_runs, report, spectra, tables
 from analysis.counts import count_singular_values, numerical_ranks, rank_ceilings
 from analysis.norms import norm_traces
 from analysis.report import drawing
-from relora_lab import train
+from relora_lab import manifest, train
 from relora_lab.errors import BadInput
 from relora_lab.runs import RunFolder
 
@@ -334,22 +334,26 @@ def test_newer_and_half_run_folders_are_refused_by_name(copy, capsys):
 
 
 def test_non_finite_weights_are_marked_and_the_rest_is_reported(copy, tmp_path, capsys):
-    path = copy / "relora-seed0" / "final" / "model.safetensors"
+    path = copy / "full-seed0" / "final" / "model.safetensors"
     weights = load_file(path)
     name = "model.layers.0.self_attn.q_proj"
     weights[f"{name}.weight"][0, 0] = float("nan")
     save_file(weights, path)
-    code, out, err = run(capsys, "spectrum", copy / "relora-seed0", "--json")
+    code, _, err = run(capsys, "spectrum", copy / "full-seed0")
+    assert (code, "final/model.safetensors: is damaged or was changed" in err) == (2, True)
+    manifest.record(copy / "full-seed0", "final")
+    code, out, err = run(capsys, "spectrum", copy / "full-seed0", "--json")
     assert code == 3
     assert f"{name}: 1 non-finite values; marked and left out" in err
     assert len(json.loads(out)["matrices"]) == 14
     code, _, err = run(capsys, "report", copy, "--out", tmp_path / "out")
-    assert (code, "relora-seed0: has non-finite weights" in err) == (3, True)
-    table = tables.load("small_values").table(load_runs(copy / "relora-seed0")).set_index("role")
+    assert (code, "full-seed0: has non-finite weights" in err) == (3, True)
+    table = tables.load("small_values").table(load_runs(copy / "full-seed0")).set_index("role")
     assert table["total"].drop("q").eq(32).all()
     assert table.loc["q", ["below_0.1", "above_0.1"]].sum() == table.loc["q", "total"] == 16
     save_file({n: w * float("nan") for n, w in weights.items()}, path)
-    assert report.build(copy / "relora-seed0", tmp_path / "nothing").exists()
+    manifest.record(copy / "full-seed0", "final")
+    assert report.build(copy / "full-seed0", tmp_path / "nothing").exists()
 
 
 def test_runs_lists_tells_apart_and_cleans(copy, capsys, monkeypatch):

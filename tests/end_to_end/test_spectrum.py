@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from analysis import spectra
 from analysis.checkpoints import open_checkpoint
 from relora_lab import train
+from relora_lab.errors import BadInput
 
 FULL = {
     "method": {"name": "full"},
@@ -75,10 +76,8 @@ def test_a_runs_factors_stand_for_its_weights_while_both_are_what_it_wrote(folde
             file.write_bytes(written + b"\n")
         else:
             save_file({name: tensor * 2 for name, tensor in load_file(file).items()}, file)
-        found = spectra.compare(path, path)
-        assert set(found.matrices["source"]) == {"weights"}
-        same = np.allclose(found.spectra["sigma"], dense.spectra["sigma"])
-        assert same == changed_file.startswith("cycles")
+        with pytest.raises(BadInput, match=f"{changed_file}: is damaged or was changed"):
+            spectra.compare(path, path)
         file.write_bytes(written)
     assert set(spectra.compare(path, path).matrices["source"]) == {"factors"}
 

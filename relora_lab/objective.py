@@ -1,7 +1,7 @@
 """What a task is to the loop: a batch for a step, a loss, an evaluation."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from relora_lab import data, processes, seeds
 from relora_lab.cross_entropy import mean_cross_entropy
 from relora_lab.data import Corpus
+from relora_lab.errors import Interrupted
 from relora_lab.settings import RunConfig
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -51,9 +52,12 @@ class LanguageModelling:
             return _cross_entropy(model, batch)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> Evaluation:
-        """Token-weighted mean over the fixed held-out set, in eval mode; each process takes some of its batches."""
-        own = self._held_out[processes.rank() :: processes.count()]
+    def evaluate(self, model: nn.Module, signals: Sequence[int] = ()) -> Evaluation:
+        """Token-weighted mean over the fixed held-out set, in eval mode; each process takes some of its batches.
+
+        Raises Interrupted as soon as there are signals.
+        """
+        own = _unless(signals, self._held_out[processes.rank() :: processes.count()])
         total, tokens = processes.totals(*_total(self.loss, model, own))
         return Evaluation(total / tokens, round(tokens))
 
@@ -64,16 +68,25 @@ class LanguageModelling:
         return total / tokens
 
 
+def _unless(signals: Sequence[int], batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
+        if signals:
+            raise Interrupted(signals[0], "in an evaluation")
+        yield batch
+
+
 def _total(loss: Loss, model: nn.Module, batches: Iterable[Tensor]) -> tuple[float, int]:
     """The sum of a loss over the tokens that are predicted, in eval mode, and how many these are."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     total, tokens = 0.0, 0
-    for batch in batches:
-        predicted = batch[:, 1:].numel()
-        total += float(loss(model, batch.to(device))) * predicted
-        tokens += predicted
-    model.train(training)
+    try:
+        for batch in batches:
+            predicted = batch[:, 1:].numel()
+            total += float(loss(model, batch.to(device))) * predicted
+            tokens += predicted
+    finally:
+        model.train(training)
     return total, tokens
 
 

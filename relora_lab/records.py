@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from relora_lab import sizes
+from relora_lab.methods._options import LowRankOptions
 from relora_lab.runs import Pair, RunFolder
+from relora_lab.settings import RunConfig
 from relora_lab.state import TrainState
 
 Pairs = dict[str, list[Pair]]
@@ -45,6 +47,29 @@ def cycle_pairs(state: TrainState) -> Pairs:
         if name in state.start_factors:
             pairs[name].append((*state.start_factors[name], -state.layers[name].scale))
     return pairs
+
+
+def factored(config: RunConfig) -> bool:
+    """Is ΔW s(B_end·A_end − B_start·A_start), summed over cycles? Where the function jumps, the start is left."""
+    method = config.low_rank
+    return method is not None and _sum_of_pairs(config, method) and method.keeps_function
+
+
+def adds_rank(state: TrainState, method: LowRankOptions, pairs: Pairs) -> int | None:
+    """By how much the cycle can raise the rank of ΔW: 0 where the factors went on unmerged; None has no bound."""
+    start, training = state.cycle_start, state.config.training
+    if not _sum_of_pairs(state.config, method):
+        return None
+    first = start in (training.warm_start, training.reference)
+    if not (first or method.merges_after(start - training.warm_start)):
+        return 0
+    return method.rank * max(map(len, pairs.values()))
+
+
+def _sum_of_pairs(config: RunConfig, method: LowRankOptions) -> bool:
+    """Is ΔW a sum of factor pairs? Not of rescaled or rounded W, nor with full-rank steps after the reference."""
+    training = config.training
+    return training.reference >= training.warm_start and not (method.rescales or method.quantise)
 
 
 def quantisation_error(state: TrainState) -> float:

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from relora_lab import checkpoints, config, cycle_files, files, tensor_files
 from relora_lab import manifest as manifests
 from relora_lab.cycle_files import Pair
-from relora_lab.errors import BadInput, FolderHeld, Interrupted, require, why
+from relora_lab.errors import BadInput, require
 from relora_lab.logs import Logs
 from relora_lab.settings import RunConfig, check_name
 
@@ -150,38 +150,6 @@ class RunFolder:
         """Store the status, with the time as heartbeat and who wrote it."""
         who = {"process": os.getpid(), "host": socket.gethostname()}
         files.write_json(self.path / "status.json", {"state": state, **facts, "heartbeat": time.time(), **who})
-
-    def note_failure(self, settings: RunConfig, reason: str) -> None:
-        """Write into status.json why a run failed, where that can be done and the folder is that run's."""
-        with suppress(FolderHeld, BadInput, OSError):
-            self.make()
-            self.require_same(settings)
-            with self.lock():
-                if not self.begun:
-                    self.write_config(settings)
-                if not self.ended:
-                    facts = {"step": 0, "steps": settings.training.steps, **self.status}
-                    self.write_status(**{**facts, "state": "failed", "reason": reason})
-
-    @contextmanager
-    def outcome_noted(self) -> Iterator[None]:
-        """Write into status.json, in one line, why the block ended early if it does; and close the logs."""
-        try:
-            yield
-        except (Interrupted, KeyboardInterrupt) as stop:
-            self._note_end(state="stopped", reason=str(stop) or "interrupted")
-            raise
-        except Exception as error:
-            self._note_end(state="failed", reason=why(error))
-            raise
-        self.logs.close()
-
-    def _note_end(self, **facts: Any) -> None:
-        """Close the logs and write the status as far as that can be done: the disk may be full."""
-        with suppress(OSError):
-            self.logs.close()
-        with suppress(OSError, BadInput):
-            self.write_status(**{**self.status, **facts})
 
     # ---- results
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from relora_lab import data, environment, process, processes, stages
+from relora_lab import data, environment, outcome, process, processes, stages
 from relora_lab.config import as_table, digest, parse
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld, printable
@@ -114,7 +114,7 @@ def _train(
     folder.write_config(config)
     folder.write_environment(environment.facts(config, corpus, folder.environment))
     folder.write_status("waiting", step=0, steps=until)
-    with folder.outcome_noted():
+    with outcome.noted(folder):
         if (shorter or cuts) and not folder.has_checkpoint:
             folder.adopt(shorter or _stage(config, corpus, runs, cuts, progress))
         processes.tell({"config": as_table(config), "until": until})

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -56,9 +57,9 @@ class Trainer:
 
     def train(self) -> None:
         """From where the state is to `until`, or to divergence."""
-        with process.signals() as received, self._bar() as bar:
+        with process.signals() as self._received, self._bar() as bar:
             try:
-                self._loop(received, bar)
+                self._loop(bar)
             except BaseException:
                 with suppress(NoSpace):
                     self._note("running")  # at which step it stopped
@@ -67,14 +68,14 @@ class Trainer:
 
     # ---- the loop
 
-    def _loop(self, received: list[int], bar: Any) -> None:
+    def _loop(self, bar: Any) -> None:
         noted, begun = 0.0, time.monotonic()
         first = self.state.step
         while True:
             self._arrive()
             if self.state.step == self.until or self.state.diverged:
                 return
-            signum = processes.largest(received[0] if received else 0)  # one that gets a signal stops all
+            signum = processes.largest(self._received[0] if self._received else 0)  # one that gets a signal stops all
             if signum:
                 self._checkpoint()
                 raise Interrupted(signum, f"at step {self.state.step}; continue with --resume")
@@ -109,6 +110,7 @@ class Trainer:
             if not (self.is_stage and state.step == self.until):  # who begins there will
                 self._evaluate()
         self._begin_low_rank()
+        self._evaluate_if_due()  # from which a signal may have kept it when it came by
 
     def _begin_low_rank(self) -> None:
         """Wrap the model, if its time has come and it is not wrapped yet."""
@@ -157,8 +159,7 @@ class Trainer:
             self._restart(method, updates)
         elif step % training.norms_every == 0:
             self._trace("trace")
-        if step % training.eval_every == 0:
-            self._evaluate()
+        self._evaluate_if_due()
         # As the next cycle begins: after a merge, and where the function jumps at it (qr_mode = "paper"), after that.
         # Before the checkpoint: a run resumed from there does not come by again. A diverged run's last is final/.
         if step in training.snapshot_steps and not self.state.diverged:
@@ -215,7 +216,7 @@ class Trainer:
         """How it ended, and the check that a run's cycles sum up to its final weights."""
         state, folder, reference = self.state, self.folder, self.config.training.reference
         facts: dict[str, Any] = {"reason": state.diverged} if state.diverged else {}
-        summed = self.method and state.layers and self._factored(self.method) and reference <= state.step
+        summed = state.layers and records.factored(self.config) and reference <= state.step
         if summed and not self.is_stage:
             facts["identity_deviation"] = records.check_identity(folder, reference)
         folder.finish()
@@ -230,10 +231,18 @@ class Trainer:
             self._log("norms", row)
         return math.hypot(*(row["sBA"] or 0.0 for row in rows))
 
-    def _evaluate(self) -> None:
+    def _evaluate_if_due(self) -> None:
+        """The evaluation of this step. One that a signal ends is made by the run that goes on from here."""
+        step = self.state.step
+        if step and step % self.config.training.eval_every == 0:
+            alone = processes.count() == 1  # else who gets no signal would wait for the sums of one that does
+            with suppress(Interrupted):
+                self._evaluate(self._received if alone else ())
+
+    def _evaluate(self, signals: Sequence[int] = ()) -> None:
         state = self.state
         if self._evaluated != state.step:
-            found = self.objective.evaluate(state.model)
+            found = self.objective.evaluate(state.model, signals)
             line = {"step": state.step, "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
             self._log("eval", line)
             self._evaluated = state.step
@@ -257,31 +266,12 @@ class Trainer:
             "start": state.cycle_start,
             "end": state.step,
             "lr": self._lr,
-            "factored": self._factored(method),
-            "adds_rank": self._adds_rank(method, pairs),
+            "factored": records.factored(self.config),
+            "adds_rank": records.adds_rank(state, method, pairs),
         }
         if state.cycle == 0:
             about |= state.wrapping
         self.folder.write_cycle(state.cycle + 1, pairs, about | facts)
-
-    def _adds_rank(self, method: LowRankOptions, pairs: records.Pairs) -> int | None:
-        """By how much the cycle can raise the rank of ΔW: 0 where the factors went on unmerged; None has no bound."""
-        start, training = self.state.cycle_start, self.config.training
-        if not self._sum_of_pairs(method):
-            return None
-        first = start in (training.warm_start, training.reference)
-        if not (first or method.merges_after(start - training.warm_start)):
-            return 0
-        return method.rank * max(map(len, pairs.values()))
-
-    def _sum_of_pairs(self, method: LowRankOptions) -> bool:
-        """Is ΔW a sum of factor pairs? Not of rescaled or rounded W, nor with full-rank steps after the reference."""
-        training = self.config.training
-        return training.reference >= training.warm_start and not (method.rescales or method.quantise)
-
-    def _factored(self, method: LowRankOptions) -> bool:
-        """Is it s(B_end·A_end − B_start·A_start), summed over cycles? Where the function jumps, the start is left."""
-        return self._sum_of_pairs(method) and method.keeps_function
 
     @by_the_leader
     def _note(self, state: str, **facts: Any) -> None:

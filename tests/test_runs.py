@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import changed
 
-from relora_lab import files, tensor_files
+from relora_lab import files, outcome, tensor_files
 from relora_lab.errors import BadInput, Interrupted
 from relora_lab.runs import RunFolder, snapshot
 
@@ -195,7 +195,7 @@ def test_the_manifest_holds_the_hash_of_every_finished_file(folder, tokenizer):
 )
 def test_how_a_run_ended_early_is_noted_in_a_line(folder, error, state, reason):
     folder.write_status("running", step=7, steps=9)
-    with pytest.raises(type(error)), folder.outcome_noted():
+    with pytest.raises(type(error)), outcome.noted(folder):
         raise error
     assert folder.state == state
     assert reason in folder.status["reason"]

@@ -8,6 +8,7 @@ from conftest import changed, run
 
 from relora_lab import stages, status
 from relora_lab.errors import BadInput
+from relora_lab.outcome import note_failure
 from relora_lab.runs import RunFolder
 
 
@@ -101,7 +102,7 @@ def test_looking_keeps_nobody_out(out):
 def test_of_many_cells_those_that_need_a_look_are_listed_or_all(tiny, tmp_path, capsys):
     cells = {f"relora-seed{seed}": changed(tiny, training={"seed": seed}) for seed in range(60)}
     status.declare(cells, stages.plan(cells), tmp_path)
-    RunFolder(tmp_path / "relora-seed7").note_failure(cells["relora-seed7"], "no memory")
+    note_failure(RunFolder(tmp_path / "relora-seed7"), cells["relora-seed7"], "no memory")
     code, out, _ = run(capsys, "status", tmp_path)
     assert (code, out.splitlines()[:2]) == (0, ["60 cells: 59 waiting, 1 failed.", "3,560 updates left."])
     assert [line.split()[0] for line in out.splitlines()[4:]] == ["relora-seed7"]
@@ -110,7 +111,7 @@ def test_of_many_cells_those_that_need_a_look_are_listed_or_all(tiny, tmp_path, 
 
 
 def test_runs_beside_the_grid_are_listed_and_a_folder_without_any_is_refused(out, tiny, tmp_path, capsys):
-    RunFolder(out / "alone").note_failure(changed(tiny), "x")
+    note_failure(RunFolder(out / "alone"), changed(tiny), "x")
     assert [cell.name for cell in status.of_folder(out).cells][-1] == "alone"
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
@@ -153,5 +154,5 @@ def test_text_of_others_cannot_move_the_cursor(out):
 
 
 def test_the_process_that_writes_a_status_is_in_it(out, cells):
-    RunFolder(out / "relora-seed4").note_failure(cells["relora-seed4"], "x")
+    note_failure(RunFolder(out / "relora-seed4"), cells["relora-seed4"], "x")
     assert RunFolder(out / "relora-seed4").status["process"] == os.getpid()

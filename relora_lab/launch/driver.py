@@ -10,6 +10,7 @@ from relora_lab.launch.display import Display
 from relora_lab.launch.engine import Engine, Task
 from relora_lab.launch.jobs import Schedule
 from relora_lab.launch.worker import Outcome
+from relora_lab.outcome import note_failure
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 
@@ -63,7 +64,7 @@ def _settle(schedule: Schedule, task: Task, outcome: Outcome, engine: Engine, di
         case "failed":
             for other, reason in schedule.failed(job, outcome.reason):
                 if other.kind == "cell":
-                    RunFolder(engine.out / other.name).note_failure(other.config, reason)
+                    note_failure(RunFolder(engine.out / other.name), other.config, reason)
                     display.failed(other, reason)
         case "held":
             schedule.again(job, LOOK_AGAIN)

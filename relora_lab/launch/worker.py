@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from relora_lab.errors import BadInput, FolderHeld, Interrupted, why
 from relora_lab.launch.jobs import Job
+from relora_lab.outcome import note_failure
 from relora_lab.runs import RunFolder
 
 # What the server that workers are forked from imports, so that none of them waits for it.
@@ -88,7 +89,7 @@ def do(job: Job, out: Path, tell: Callable[[Path], None]) -> Outcome:
 def failed(job: Job, out: Path, error: Exception) -> Outcome:
     """The outcome of a job that an exception ended, which is noted in a cell's folder."""
     if job.kind == "cell":
-        RunFolder(out / job.name).note_failure(job.config, why(error))
+        note_failure(RunFolder(out / job.name), job.config, why(error))
     return Outcome("failed", why(error))
 
 

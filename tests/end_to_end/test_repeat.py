@@ -142,6 +142,25 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(tmp_path, tiny,
     assert content(train.run(config, out, resume=True)) == expected
 
 
+@pytest.mark.parametrize("step", [25, 50])
+def test_a_signal_in_an_evaluation_is_heard_and_it_is_made_by_the_run_that_goes_on(
+    tmp_path, tiny, expected, monkeypatch, step
+):
+    config, out = changed(tiny), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"stopped by signal 15 at step {step}"):
+        evaluate = trainer.Trainer._evaluate
+
+        def interrupted(self, signals=()):
+            if self.state.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            evaluate(self, signals)
+
+        patch.setattr(trainer.Trainer, "_evaluate", interrupted)
+        train.run(config, out)
+    assert RunFolder(out).logs.read("eval")[-1]["step"] < step
+    assert content(train.run(config, out, resume=True)) == expected
+
+
 @pytest.fixture(scope="module")
 def with_snapshots(tmp_path_factory):
     """A run that keeps snapshots, which nothing disturbed, without stages."""

@@ -169,7 +169,7 @@ def test_a_matrix_that_is_not_finite_is_counted_and_the_others_are_analysed(tmp_
     code, printed, err = run(capsys, "spectrum", ends[0], ends[2], "--json", "--out", tmp_path / "spectra")
     broken = {matrix["matrix"]: matrix for matrix in json.loads(printed)["matrices"]}
     assert code == 3
-    assert f"{name}: 3 non-finite values; marked and left out" in err
+    assert f"{name}: 3 non-finite values; marked nonfinite, the rest analysed" in err
     assert (broken[name]["nonfinite"], broken[name]["rank"]) == (3, None)
     assert set(broken[name]["sigma"]) == {None}
     del whole[name], broken[name]

@@ -40,7 +40,7 @@ def long_settings(tmp_path):
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.faults) for n in range(1, 8))])
 def test_of_two_that_start_together_one_trains(tmp_path, whole, settings, record_property, attempt):
     record_property("experiment", "two processes, one run folder")
-    out = tmp_path / "runs" / "run"
+    out = tmp_path / f"runs{attempt}" / "run"
     both = [Command("train", settings, "--out", out, "--resume") for _ in range(2)]
     pids = [command.process.pid for command in both]
     ended = [command.ended() for command in both]
@@ -48,9 +48,9 @@ def test_of_two_that_start_together_one_trains(tmp_path, whole, settings, record
     assert sorted(codes) == [0, 4]
     held = codes.index(4)
     (line,) = ended[held][1]
-    assert re.search(rf"runs/run: is held by process {pids[1 - held]} on \S+", line)
+    assert re.search(rf"runs{attempt}/run: is held by process {pids[1 - held]} on \S+", line)
     assert content(out) == whole
-    assert faults_below(tmp_path / "runs") == []
+    assert faults_below(out.parent) == []
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path, whole, record_property):

@@ -18,21 +18,26 @@ if TYPE_CHECKING:
 
 def states(folder: Path) -> list[Path]:
     """All complete states in `folder`, the newest last."""
-    return sorted(path for path in folder.glob("*") if path.name[0].isdigit())
+    return sorted((path for path in folder.glob("*") if path.name[0].isdigit()), key=_place)
 
 
 def step_of(state: Path) -> int:
     """The step that a state is of."""
-    return int(state.name.partition("-")[0])
+    return _place(state)[0]
+
+
+def _place(state: Path) -> tuple[int, int]:
+    """The step of a state, and how many others it had before."""
+    step, _, again = state.name.partition("-")
+    return int(step), int(again or 0)
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
     """Make this the newest complete state: one safetensors file a name, and `facts` as JSON."""
     folder.mkdir(exist_ok=True)
-    state, again = folder / f"{step:09d}", 0
-    while state.exists():  # another state of this step (diverged, say) does not take the first one's place
-        again += 1
-        state = state.with_name(f"{step:09d}-{again}")
+    # Another state of this step (diverged, say) does not take the first one's place, and comes after it.
+    again = max((_place(state)[1] + 1 for state in states(folder) if step_of(state) == step), default=0)
+    state = folder / (f"{step:09d}-{again}" if again else f"{step:09d}")
     with files.new_folder(state) as making:
         for name, named in tensors.items():
             tensor_files.write(making / f"{name}.safetensors", named)

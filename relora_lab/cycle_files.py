@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from relora_lab import files, tensor_files
+from relora_lab.logs import json_value
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def write(folder: Path, cycle: int, pairs: Mapping[str, list[Pair]], facts: Mapp
             scales[f"{matrix}.{number}"] = scale
     of_pairs, of_facts = paths(folder, cycle)
     tensor_files.write(of_pairs, tensors)
-    files.write_json(of_facts, {**facts, "scales": scales})
+    files.write_json(of_facts, {name: json_value(fact) for name, fact in facts.items()} | {"scales": scales})
 
 
 def facts(folder: Path) -> list[dict[str, Any]]:

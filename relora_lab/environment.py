@@ -1,6 +1,7 @@
 """What a run was made with, and what of that decides its bits."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import relora_lab
 from relora_lab import processes, quantise, sizes
 from relora_lab.data import Corpus
 from relora_lab.errors import require
+from relora_lab.memory.held import GIB
+from relora_lab.memory.phases import peak
 from relora_lab.settings import RunConfig
 
 
@@ -76,6 +79,22 @@ def check(config: RunConfig) -> None:
         device, count = processes.own_device(device), torch.cuda.device_count()
         number = int(device.partition(":")[2] or 0)
         require(number < count, f"training.device: '{device}' is asked for; torch finds {count} here")
+    _check_memory(config)
+
+
+def _check_memory(config: RunConfig) -> None:
+    """Raise BadInput for a run whose tensors alone are more than the machine has: it would be killed, or swap."""
+    if config.training.device != "cpu" or config.data.vocabulary is None or processes.count() > 1:
+        return  # a GPU says so itself, at once
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    needs = 8 * config.data.batch_size * config.data.sequence_length / GIB  # the batch; what trains on it takes more
+    if needs <= here:
+        needs += peak(config)[1].total / GIB
+    require(
+        needs <= here,
+        f"model.size, data.batch_size: training takes {needs:,.0f} GiB of memory, and this machine has {here:,.0f}; "
+        "`relora-lab plan` shows what takes it",
+    )
 
 
 def _git_commit() -> str | None:

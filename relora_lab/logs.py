@@ -27,7 +27,7 @@ class Logs:
         """Add a line to metrics, eval or norms. Numbers that are not finite become null."""
         if log not in self._open:
             self._open[log] = self.path(log).open("a", encoding="utf-8")
-        finite = {name: _finite(value) for name, value in line.items()}
+        finite = {name: json_value(value) for name, value in line.items()}
         with files.room_for(self.path(log), None, self.path(log)):
             self._open[log].write(json.dumps(finite, allow_nan=False) + "\n")
 
@@ -72,5 +72,6 @@ class Logs:
             raise BadInput(f"{self.path(log)}: line {number} is damaged") from None
 
 
-def _finite(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """The value; None for a number that JSON has not."""
     return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

@@ -12,7 +12,7 @@ from typing import Literal
 from relora_lab import methods, schedule, sizes
 from relora_lab.errors import BadInput, require
 from relora_lab.methods import full
-from relora_lab.methods._options import LowRankOptions, Options
+from relora_lab.methods._options import LEAST_EPS, MOST, LowRankOptions, Options
 
 
 def check_name(field_name: str, name: str) -> None:
@@ -27,6 +27,12 @@ def at_least(lowest: int, table: str, **values: int) -> None:
     """Raise BadInput for the first value below `lowest`."""
     for name, value in values.items():
         require(value >= lowest, f"{table}.{name}: must be ≥ {lowest} (got {value})")
+
+
+def at_most(highest: int, table: str, **values: int) -> None:
+    """Raise BadInput for the first value above `highest`."""
+    for name, value in values.items():
+        require(value <= highest, f"{table}.{name}: must be ≤ {highest} (got {value})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +50,14 @@ class Model:
         shape = self.shape
         at_least(1, "model", hidden=shape.hidden, intermediate=shape.intermediate)
         at_least(1, "model", heads=shape.heads, layers=shape.layers)
+        at_most(2**20, "model", hidden=shape.hidden, intermediate=shape.intermediate)
+        at_most(2**12, "model", layers=shape.layers)
         per_head, rest = divmod(shape.hidden, shape.heads)
         require(
             rest == 0 and per_head % 2 == 0,
             f"model.heads: {shape.heads} heads do not divide a width of {shape.hidden} into even parts",
         )
-        require(0 < shape.init_std < math.inf, f"model.init_std: must be > 0 (got {shape.init_std})")
+        require(1e-30 <= shape.init_std <= 1, f"model.init_std: must be in [1e-30, 1] (got {shape.init_std})")
 
     @property
     def shape(self) -> sizes.Size:
@@ -207,6 +215,8 @@ class Optimizer:
                 value is None or 0 < value < math.inf,
                 f"optimizer.{name}: expected a positive number, got {value}",
             )
+            require(value is None or value <= MOST, f"optimizer.{name}: must be ≤ {MOST:g} (got {value})")
+        require(self.eps >= LEAST_EPS, f"optimizer.eps: must be ≥ {LEAST_EPS:g}, float32's least (got {self.eps:g})")
         require(self.clip > 0, f"optimizer.clip: expected a positive number (inf clips nothing), got {self.clip}")
         for beta in self.betas:
             require(0 <= beta < 1, f"optimizer.betas: must be in [0, 1) (got {beta})")
@@ -267,7 +277,7 @@ class RunConfig:
 
     def _check_rank(self) -> None:
         rank = getattr(self.method, "rank", 0)
-        for matrix in sizes.matrices(self.model.shape):
+        for matrix in sizes.matrices(replace(self.model.shape, layers=1)):  # all blocks are alike
             most = min(matrix.rows, matrix.cols)
             require(
                 rank <= most,

@@ -172,6 +172,10 @@ class Trainer:
         state, full_restart = self.state, method.restarts_after(updates)
         sBA = self._trace("before")
         pairs, loss_before = records.cycle_pairs(state), self.objective.probe(state.model)
+        if not math.isfinite(loss_before):
+            reason = f"the held-out loss before the restart at step {state.step} is {loss_before}"
+            state.diverged = state.diverged or reason
+            return
         report = restart(
             state.layers,
             state.optimizer,
@@ -246,6 +250,8 @@ class Trainer:
             line = {"step": state.step, "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
             self._log("eval", line)
             self._evaluated = state.step
+            if not math.isfinite(found.loss):
+                state.diverged = state.diverged or f"the held-out loss at step {state.step} is {found.loss}"
 
     def _checkpoint(self) -> None:
         processes.require_same_weights(self.state.model.state_dict())

@@ -17,7 +17,7 @@ from analysis import figures, load_runs, paper, products, spectra, tables
 from analysis.figures import evaluation_loss, families, loss, one_setting, restarts
 from analysis.figures import products as product_figure
 from analysis.tables import products as product_table
-from relora_lab import train
+from relora_lab import manifest, train
 
 ALL = [evaluation_loss, families, one_setting, restarts, product_figure]
 RESETS = {"rank": 2, "restart_every": 14, "restart_warmup": 3, "optimizer_reset": "magnitude"}
@@ -112,6 +112,7 @@ def test_held_out_loss_is_that_of_the_logs(runs):
 def test_who_was_evaluated_only_at_the_end_has_no_curve(copy):
     for path in copy.glob("*/eval.jsonl"):
         path.write_text(path.read_text().splitlines(keepends=True)[-1])
+        manifest.record(path.parent, path.name)
     runs = load_runs(copy)
     assert evaluation_loss.data(runs).empty
     frame = families.data(runs)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -265,7 +266,7 @@ def test_which_of_several_models_has_nan_is_said(tmp_path, capsys):
         cli.main(["spectrum", *(str(tmp_path / name) for name in ("base", "x", "y", "z"))])
     assert ended.value.code == 3
     told = [line for line in capsys.readouterr().err.splitlines() if "non-finite" in line]
-    assert [line.split(": ")[1] for line in told] == ["x", "z"]
+    assert [Path(line.split(": ")[1]).name for line in told] == ["x", "z"]
 
 
 @pytest.mark.parametrize("scale", [1e-26, 1e-15, 1e19, 1e25])

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from relora_lab.lowrank import LowRankLinear
     from relora_lab.settings import Optimizer as Settings
 
+MOST = 1e6  # of a learning rate or a scale: far beyond what trains, far within what float32 multiplies
+LEAST_EPS = 2.0**-126  # in float32 a smaller one loses digits, or is 0 and a weight without a gradient becomes 0/0
+
 ResetMode = Literal["none", "zero", "magnitude", "random"]
 ResetMask = Literal["shared", "separate"]
 ResetParams = Literal["AB", "A"]
@@ -82,6 +85,7 @@ class LowRankOptions(Options):
         require(self.rank >= 1, f"method.rank: must be ≥ 1 (got {self.rank})")
         alpha = self.alpha
         require(alpha is None or 0 < alpha < float("inf"), f"method.alpha: must be > 0 (got {alpha})")
+        require(alpha is None or alpha <= MOST, f"method.alpha: must be ≤ {MOST:g} (got {alpha})")
         if not 0 <= self.reset_ratio < 1:
             hint = f"; did you mean {self.reset_ratio / 100:g}?" if 10 <= self.reset_ratio < 100 else ""
             hint = "; to reset all use method.optimizer_reset = 'zero'" if self.reset_ratio in (1, 100) else hint

@@ -42,6 +42,8 @@ class Options(_options.Options):
         for name in ("scale", "eps"):
             value = getattr(self, name)
             require(0 < value < float("inf"), f"method.{name}: expected a positive number, got {value}")
+            require(value <= _options.MOST, f"method.{name}: must be ≤ {_options.MOST:g} (got {value:g})")
+        require(self.eps >= _options.LEAST_EPS, f"method.eps: must be ≥ {_options.LEAST_EPS:g} (got {self.eps:g})")
         require(
             0 <= self.error_feedback <= 1, f"method.error_feedback: must be in [0, 1] (got {self.error_feedback})"
         )

@@ -12,7 +12,7 @@ from conftest import ROOT, changed, run, tiny_tables
 
 from analysis import load_runs, modules, report, tables
 from analysis.report import drawing, sections
-from relora_lab import train
+from relora_lab import manifest, train
 from relora_lab.errors import BadInput
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
             for line in lines:
                 line["loss"] = loss + 0.01 * seed
             (path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            manifest.record(path, "eval.jsonl")
     status = out / "s1" / "lora-warm" / "status.json"
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "diverged", "reason": "the loss rose"}))
     return out

@@ -344,7 +344,7 @@ def test_non_finite_weights_are_marked_and_the_rest_is_reported(copy, tmp_path, 
     manifest.record(copy / "full-seed0", "final")
     code, out, err = run(capsys, "spectrum", copy / "full-seed0", "--json")
     assert code == 3
-    assert f"{name}: 1 non-finite values; marked and left out" in err
+    assert f"{name}: 1 non-finite values; marked nonfinite, the rest analysed" in err
     assert len(json.loads(out)["matrices"]) == 14
     code, _, err = run(capsys, "report", copy, "--out", tmp_path / "out")
     assert (code, "full-seed0: has non-finite weights" in err) == (3, True)

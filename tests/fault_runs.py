@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def begun(function: Any, *arguments: Any, fault: str | None = None) -> Any:
 def _call(fault: str | None, function: Any, arguments: tuple[Any, ...]) -> None:
     if fault:
         os.environ[VARIABLE] = fault
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
     function(*arguments)
 
 

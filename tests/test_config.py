@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from relora_lab import config
 from relora_lab.errors import BadInput
 
-# field set to what -> what the message must say (BAD_INPUTS 16, 18-25)
+# field set to what -> what the message must say
 BAD = [
     ("method.restart_evrey=200", r"unknown field 'restart_evrey'.*did you mean 'restart_every'\?"),
     ("trainig.steps=3", r"unknown field 'trainig'.*did you mean 'training'\?"),

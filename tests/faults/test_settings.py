@@ -233,14 +233,14 @@ def test_many_settings_are_refused_by_field_or_read_back(folder, tables):
     refused_or_read_back(tables, folder)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(tables=changed_tables(wild=False))
 def test_what_is_accepted_trains(folder, tables):
     runs_or_is_refused(tables, folder)
 
 
 @pytest.mark.faults
-@settings(max_examples=2000)
+@settings(max_examples=1200)
 @given(tables=changed_tables(wild=False))
 def test_much_of_what_is_accepted_trains(folder, tables):
     runs_or_is_refused(tables, folder)

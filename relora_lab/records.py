@@ -80,8 +80,9 @@ def quantisation_error(state: TrainState) -> float:
 def check_identity(folder: RunFolder, reference: int) -> float:
     """Check final − reference = Σ scale·B·A over the cycles since the reference, in float64.
 
-    Returns the largest deviation, relative to the largest entry of that matrix. Raises RuntimeError, naming the
-    matrix, where it is more than the rounding of a merge a cycle can explain.
+    Returns the largest deviation, relative to the largest entry of that matrix or of a cycle's product (a merge
+    rounds by the larger of the two). Raises RuntimeError, naming the matrix, where it is more than the rounding of a
+    merge a cycle can explain.
     """
     cycles = folder.cycle_facts(since=reference)
     worst = 0.0

@@ -85,7 +85,10 @@ class LowRankOptions(Options):
         require(self.rank >= 1, f"method.rank: must be ≥ 1 (got {self.rank})")
         alpha = self.alpha
         require(alpha is None or 0 < alpha < float("inf"), f"method.alpha: must be > 0 (got {alpha})")
-        require(alpha is None or alpha <= MOST, f"method.alpha: must be ≤ {MOST:g} (got {alpha})")
+        require(
+            alpha is None or 1 / MOST <= alpha <= MOST,
+            f"method.alpha: must be in [{1 / MOST:g}, {MOST:g}] (got {alpha})",
+        )
         if not 0 <= self.reset_ratio < 1:
             hint = f"; did you mean {self.reset_ratio / 100:g}?" if 10 <= self.reset_ratio < 100 else ""
             hint = "; to reset all use method.optimizer_reset = 'zero'" if self.reset_ratio in (1, 100) else hint

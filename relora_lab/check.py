@@ -1,6 +1,7 @@
 """Is all that is below a folder of runs still what was written?"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from relora_lab import checkpoints, files, manifest
@@ -38,7 +39,7 @@ def _of_run(run: RunFolder) -> Iterator[str]:
         )
     yield from _of_files(run.path, lambda name: ended or "/" in name)
     for state in checkpoints.states(run.checkpoints):
-        yield _fault(lambda state=state: checkpoints.require_undamaged(state))  # type: ignore[misc]
+        yield _fault(partial(checkpoints.require_undamaged, state))
 
 
 def _of_files(folder: Path, counts: Callable[[str], bool]) -> Iterator[str]:
@@ -50,7 +51,7 @@ def _of_files(folder: Path, counts: Callable[[str], bool]) -> Iterator[str]:
         return
     for name, sha256 in noted.items():
         if counts(name):
-            yield _fault(lambda name=name, sha256=sha256: files.require_sha256(folder / name, sha256))  # type: ignore[misc]
+            yield _fault(partial(files.require_sha256, folder / name, sha256))
 
 
 def _fault(check: Callable[[], object]) -> str:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from relora_lab import methods
 from relora_lab.errors import BadInput, require
-from relora_lab.settings import Data, Divergence, Model, Optimizer, RunConfig, Training
+from relora_lab.settings import Data, Divergence, Model, Optimizer, RunConfig, Task, Training
 
 __all__ = ["RunConfig", "as_table", "digest", "dumps", "load", "parse", "run_name"]
 
@@ -26,7 +26,9 @@ TABLES = {
     "training": Training,
     "optimizer": Optimizer,
     "divergence": Divergence,
+    "task": Task,
 }
+OPTIONAL = ("task",)  # tables that a run has or has not
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -77,7 +79,8 @@ def parse(table: dict[str, Any]) -> RunConfig:
         if name not in known:
             raise BadInput(_unknown(name, None))
         require(name == "name" or isinstance(table[name], dict), f"{name}: is a table; write [{name}]")
-    parts = {name: parse_table(name, cls, table.get(name, {})) for name, cls in TABLES.items()}
+    wanted = {name: cls for name, cls in TABLES.items() if name in table or name not in OPTIONAL}
+    parts = {name: parse_table(name, cls, table.get(name, {})) for name, cls in wanted.items()}
     method = dict(table.get("method", {}))
     require("name" in method, f"method.name: is missing; one of {', '.join(methods.available())}")
     options = methods.options_class(method.pop("name"))
@@ -120,9 +123,14 @@ def digest(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig) -> str:
-    """The run folder's name: the user's, or method-size-seed-digest."""
-    size = config.model.size.replace(":", "-")
-    return config.name or f"{config.method_name}-{size}-{config.training.seed}-{digest(config)}"
+    """The run folder's name: the user's, or method-size-seed-digest, with the task after the size if there is one."""
+    return config.name or f"{name_before_seed(config)}-{config.training.seed}-{digest(config)}"
+
+
+def name_before_seed(config: RunConfig) -> str:
+    """What `run_name` has before the seed."""
+    task = [config.task.name] if config.task else []
+    return "-".join([config.method_name, config.model.size.replace(":", "-"), *task])
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:

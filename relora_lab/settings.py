@@ -6,10 +6,10 @@ Every error is one line that names its field.
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
-from relora_lab import methods, schedule, sizes
+from relora_lab import methods, schedule, sizes, tasks
 from relora_lab.errors import BadInput, require
 from relora_lab.methods import full
 from relora_lab.methods._options import LEAST_EPS, MOST, LowRankOptions, Options
@@ -35,11 +35,19 @@ def at_most(highest: int, table: str, **values: int) -> None:
         require(value <= highest, f"{table}.{name}: must be ≤ {highest} (got {value})")
 
 
+DIMENSIONS = [part.name for part in fields(sizes.Size)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """[model]: a size of sizes.py ("control:60M" is the control of 60M); single dimensions can be replaced."""
+    """[model]: a size of sizes.py ("control:60M" is the control of 60M); single dimensions can be replaced.
+
+    Training begins with `weights`: those of a run folder's final/, of a Hugging Face folder, or of a name on the hub
+    ("google-t5/t5-base"); they have to be of this size. Without, with fresh ones.
+    """
 
     size: str
+    weights: str | None = None
     hidden: int | None = None
     intermediate: int | None = None
     heads: int | None = None
@@ -52,6 +60,11 @@ class Model:
         at_least(1, "model", heads=shape.heads, layers=shape.layers)
         at_most(2**20, "model", hidden=shape.hidden, intermediate=shape.intermediate)
         at_most(2**12, "model", layers=shape.layers)
+        require(self.weights != "", "model.weights: is empty; give a folder or a name, or leave it out")
+        if self.is_t5:
+            require(self.init_std is None, "model.init_std: is LLaMA's; T5 has its own initialisation")
+            at_most(2**20, "model", heads=shape.heads)
+            return
         per_head, rest = divmod(shape.hidden, shape.heads)
         require(
             rest == 0 and per_head % 2 == 0,
@@ -62,8 +75,13 @@ class Model:
     @property
     def shape(self) -> sizes.Size:
         """The preset with the given dimensions in place of its own."""
-        given = {name: value for name, value in asdict(self).items() if name != "size" and value is not None}
+        given = {name: value for name, value in asdict(self).items() if name in DIMENSIONS and value is not None}
         return replace(sizes.resolve(self.size), **given)
+
+    @property
+    def is_t5(self) -> bool:
+        """Is it a T5, which reads a text and writes another, and not a LLaMA?"""
+        return isinstance(self.shape, sizes.T5Size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +146,25 @@ class Data:
     def vocabulary(self) -> int | None:
         """The vocabulary's size if the settings decide it: a Hugging Face tokenizer has its own."""
         return self.vocab_size or {"bytes": 256, "bpe": 4096}.get(self.tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """[task]: fine-tune for a task of tasks.py, in place of predicting the next token of a text.
+
+    A T5 reads the prompt and writes the label; a LLaMA gets a head over the last token of its input. Of [data],
+    `dataset` is a local copy of GLUE (a folder TASK/ of json or parquet with its columns; default: the hub's
+    nyu-mll/glue), and inputs are cut at `sequence_length` tokens. `eval_examples` of those held out are used, taken
+    evenly (default: all).
+    """
+
+    name: str
+    eval_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        tasks.resolve(self.name)
+        if self.eval_examples is not None:
+            at_least(1, "task", eval_examples=self.eval_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +288,7 @@ class RunConfig:
     optimizer: Optimizer
     data: Data = field(default_factory=Data)
     divergence: Divergence = field(default_factory=Divergence)
+    task: Task | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -263,6 +301,7 @@ class RunConfig:
         )
         phases = {"training.steps": self.training.steps}
         self._check_rank()
+        self._check_task()
         require(
             self.training.warm_start == 0 or bool(self.low_rank) or isinstance(self.method, full.Options),
             f"training.warm_start: {self.method_name} trains at full rank from the start; to measure ΔW from a later "
@@ -284,10 +323,27 @@ class RunConfig:
                 f"method.rank: rank {rank} > min({matrix.rows}, {matrix.cols}) = {most} for {matrix.name}",
             )
 
+    def _check_task(self) -> None:
+        if self.task is None:
+            require(not self.model.is_t5, f"model.size: {self.model.size} writes text for a task; name it in [task]")
+            return
+        data = self.data
+        unset = {"corpus": "stdlib", "subset": None, "text_field": "text", "streaming": False, "max_tokens": None}
+        given = [f"data.{name}" for name, value in unset.items() if getattr(data, name) != value]
+        require(not given, f"{', '.join(given)}: is for training on text; the examples are those of task.name")
+        embedded = tasks.resolve(self.task.name).embedded
+        require(
+            not (embedded and data.dataset), f"data.dataset: {self.task.name} is made here, of the standard library"
+        )
+
     def _check_low_rank(self, method: LowRankOptions) -> None:
         require(
             method.base == "random" or self.training.warm_start == 0,
             "method.base: a base of zero would throw the warm start away; set training.warm_start = 0",
+        )
+        require(
+            method.base == "random" or self.model.weights is None,
+            "method.base: a base of zero would throw model.weights away; leave one of them out",
         )
         if method.jagged:
             try:

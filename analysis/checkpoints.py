@@ -15,16 +15,13 @@ from torch import Tensor
 
 from analysis import cache
 from relora_lab import files, tensor_files
-from relora_lab.errors import BadInput, one_line, require
+from relora_lab.errors import BadInput, require
+from relora_lab.model_files import locate, shards
 from relora_lab.runs import RunFolder
-from relora_lab.tensor_files import PICKLES
 
 # How far rounding to a dtype moves an entry, relative to the entries' rms (see counts.numerical_ranks):
 # u of float32 is its unit roundoff; of the 16-bit ones half of it, just above the noise that was measured.
 ROUNDING = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-12, "BF16": 2.0**-9}
-ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-INDEX = "model.safetensors.index.json"
-NUMBERED = re.compile(r".*-(\d+)-of-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -68,23 +65,6 @@ class Checkpoint:
     run: RunFolder | None = None
 
 
-def locate(path: str | Path) -> Path:
-    """The file or folder of that name; of a hub name ("gpt2", "org/model", "org/model@revision") its local copy.
-
-    Raises BadInput where there is neither.
-    """
-    local = Path(path)
-    if local.exists():
-        return local
-    name = str(path)
-    is_name = isinstance(path, str) and ON_THE_HUB.fullmatch(name) and not Path(name.split("/")[0]).exists()
-    require(bool(is_name), f"{path}: no such file or folder")
-    try:
-        return _from_hub(*name.split("@", 1))
-    except Exception as error:  # the hub's many kinds have no base of their own
-        raise BadInput(f"{path}: no such file or folder, nor to be had from the hub: {one_line(error)}") from None
-
-
 def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
     """Read the headers of a checkpoint; of a run folder that of `which` ("warm_start" or "final").
 
@@ -104,7 +84,7 @@ def open_checkpoint(path: str | Path, which: str = "final") -> Checkpoint:
         raise BadInput(f"{folder}: is quantised ({kind}), and codes cannot be subtracted; save it dequantised")
     tensors: dict[str, Stored] = {}
     shared: dict[str, str] = {}
-    for shard in _shards(folder):
+    for shard in shards(folder):
         found, aliases = header(shard)
         twice = tensors.keys() & found.keys()
         require(not twice, f"{shard}: tensor '{min(twice, default='')}' is in another shard too")
@@ -120,51 +100,3 @@ def header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     found, about = tensor_files.header(path)
     tensors = {name: Stored(path, name, entry.shape, entry.dtype) for name, entry in found.items()}
     return tensors, {alias: kept for alias, kept in about.items() if kept in tensors and alias not in tensors}
-
-
-def _from_hub(repository: str, revision: str | None = None) -> Path:
-    """The local copy of what a model on the hub is made of, and of nothing else that lies beside it."""
-    from huggingface_hub import snapshot_download  # takes a while to import
-
-    def fetched(*patterns: str) -> Path:
-        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns="*/*")
-        return Path(found)
-
-    folder = fetched("config.json", INDEX, "adapter_config.json")
-    named = set(map(str, files.read_json(folder / INDEX).get("weight_map", {}).values()))
-    fetched(*(named or {"model.safetensors", "adapter_model.safetensors"}))
-    return folder if list(folder.glob("*.safetensors")) else fetched("*.safetensors")
-
-
-def _shards(path: Path) -> list[Path]:
-    """A model's safetensors files: model.safetensors, or those that the index names, or all there are."""
-    if path.is_file() or (path / "model.safetensors").exists():
-        return [path if path.is_file() else path / "model.safetensors"]
-    tensor_files.refuse_pickle(path)
-    require(path.is_dir(), f"{path}: is neither a file nor a folder")
-    index = files.read_json(path / INDEX).get("weight_map")
-    if index:
-        return _indexed(path, index)
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
-        pickles = sorted(found.name for found in path.iterdir() if found.suffix.lower() in PICKLES)
-        because = f"only {pickles[0]}, and pickle files are never loaded" if pickles else "no .safetensors file"
-        raise BadInput(f"{path}: holds {because}; save the model with safetensors")
-    for shard in shards:
-        numbers = NUMBERED.fullmatch(shard.name)
-        complete = numbers is None or int(numbers[2]) == len(shards)
-        require(complete, f"{path}: shards are missing: {shard.name} is one of {len(shards)} that are there")
-    return shards
-
-
-def _indexed(folder: Path, index: Any) -> list[Path]:
-    """The shards that an index names, each with the tensors it should hold."""
-    require(isinstance(index, dict), f"{folder / INDEX}: is damaged (weight_map)")
-    shards = sorted({folder / str(file) for file in index.values()})
-    for shard in shards:
-        require(shard.parent == folder, f"{folder}: its index names a file elsewhere ({shard})")
-        require(shard.exists(), f"{shard}: is missing, and {INDEX} names it")
-    held = {shard.name: header(shard)[0] for shard in shards}
-    for name, file in index.items():
-        require(name in held[str(file)], f"{folder}: {INDEX} names {name}, but {file} holds none")
-    return shards

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from analysis import factors as known
-from analysis.checkpoints import ROUNDING, Checkpoint, Stored, locate, open_checkpoint
+from analysis.checkpoints import ROUNDING, Checkpoint, Stored, open_checkpoint
 from analysis.factors import Adapter, Factors
 from analysis.naming import Place, Selection, choose, in_block, module_of
 from analysis.tied import HEAD, has_head, refuse_copies, refuse_shared
 from relora_lab.errors import BadInput, require
+from relora_lab.model_files import locate
 from relora_lab.runs import RunFolder
 
 EVERYTHING = Selection()

@@ -28,6 +28,7 @@ COMMANDS: Commands = {
     "report": looking.report,
     "spectrum": looking.spectrum,
     "runs": folders.runs,
+    "export": folders.export,
 }
 RUNS_COMMANDS: Commands = {"diff": folders.runs_diff, "check": folders.runs_check, "clean": folders.runs_clean}
 

@@ -2,22 +2,18 @@
 
 import hashlib
 import json
-import multiprocessing
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from relora_lab import documents, files, manifest, seeds, tokenizer
+from relora_lab import documents, files, seeds, token_folder, tokenizer
 from relora_lab.documents import Documents
-from relora_lab.errors import BadInput, require
+from relora_lab.errors import require
 from relora_lab.settings import Data
 
 if TYPE_CHECKING:
@@ -38,6 +34,7 @@ class Corpus:
     vocab_size: int
     text_sha256: str
     eos_token_id: int | None = None
+    pad_token_id: ClassVar[None] = None  # every sequence is full
 
     @cached_property
     def train(self) -> np.ndarray:
@@ -53,6 +50,11 @@ class Corpus:
     def tokenizer_folder(self) -> Path:
         """The folder with the saved tokenizer."""
         return self.folder / "tokenizer"
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """How much there is, for environment.json."""
+        return {"training_tokens": len(self.train), "held_out_tokens": len(self.held_out)}
 
     def _tokens(self, part: str) -> np.ndarray:
         return np.memmap(self.folder / f"{part}.bin", tokenizer.token_type(self.vocab_size), mode="r")
@@ -106,49 +108,17 @@ def open_corpus(spec: str | list[str] | Data, cache: Path, *, sequence_length: i
     if data.max_tokens is not None:
         limits["held_out"] = max(data.max_tokens // 20, 16 * sequence_length)
     folder = cache / _key(data, found, limits)
-    if not folder.exists():
-        with _parents_of(folder), files.in_turn(folder.with_name(f".{folder.name}.lock")):
-            if not folder.exists():  # nobody made it meanwhile
-                for left_by_a_killed_process in folder.parent.glob(f".{folder.name}-*"):
-                    shutil.rmtree(left_by_a_killed_process)
-                with files.new_folder(folder) as making:
-                    _make(data, found, limits, making, sequence_length)
-    require_undamaged(folder)
+    token_folder.made_once(folder, lambda making: _make(data, found, limits, making, sequence_length))
     corpus = Corpus(folder, **files.read_json(folder / "corpus.json"))
     _check_length(found.kind, len(corpus.train), len(corpus.held_out), sequence_length)
     return corpus
 
 
-def require_undamaged(folder: Path) -> None:
-    """Raise BadInput unless all files of a token folder are as they were written."""
-    try:
-        require(bool(manifest.read(folder)), f"{folder / 'manifest.json'}: is missing")
-        manifest.require_undamaged(folder, [""])
-    except BadInput as error:
-        raise BadInput(f"{error}; remove {folder}, which is made again when needed") from None
-
-
 def _key(data: Data, found: Documents, limits: dict[str, int | None]) -> str:
     """16 hex digits of all that determines a token folder."""
-    local = Path(data.tokenizer).expanduser()
-    own = data.tokenizer in ("bytes", "bpe")
-    used = data.tokenizer if own or not local.is_dir() else documents.file_facts("data.tokenizer", local)
+    used = documents.tokenizer_identity(data)
     facts = [FORMAT, found.kind, found.identity, used, data.vocabulary, limits]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _parents_of(folder: Path) -> Iterator[None]:
-    """Make the folders above `folder`; those made here and left empty by an error are removed again."""
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for parent in missing:
-                parent.rmdir()
-        raise
 
 
 def _make(data: Data, found: Documents, limits: dict[str, int | None], making: Path, sequence_length: int) -> None:
@@ -159,7 +129,10 @@ def _make(data: Data, found: Documents, limits: dict[str, int | None], making: P
     if data.tokenizer != "bytes":  # their hash is that of the text alone
         sha256.update(f"{tokenizer.token_type(vocab_size).str} {vocab_size}".encode())
     for part, texts in (("train", found.train()), ("held_out", found.held_out())):
-        with (making / f"{part}.bin").open("wb") as file, _bar(part, limits[part]) as bar:
+        with (
+            (making / f"{part}.bin").open("wb") as file,
+            token_folder.bar(f"tokens ({part})", "token", limits[part]) as bar,
+        ):
             counts[part] = 0
             for tokens in _encoded(data, used, vocab_size, found.separator, texts, limits[part]):
                 file.write(tokens.data)
@@ -172,7 +145,6 @@ def _make(data: Data, found: Documents, limits: dict[str, int | None], making: P
     used.save_pretrained(making / "tokenizer")
     facts = {"text_sha256": sha256.hexdigest(), "vocab_size": vocab_size, "eos_token_id": used.eos_token_id}
     (making / "corpus.json").write_text(json.dumps(facts))
-    manifest.record(making, "train.bin", "held_out.bin", "corpus.json", "tokenizer")
 
 
 def _tokenizer(data: Data, found: Documents) -> "PreTrainedTokenizerBase":
@@ -209,12 +181,7 @@ def _encoded(
             tokens = np.frombuffer("".join(text + separator for text in batch).encode(), np.uint8)
         else:
             ids = tokenizer.encode(used, batch, separator)
-            most = int(ids.max(initial=0))
-            require(
-                most < vocab_size,
-                f"data.vocab_size: the text has token {most} ({used.convert_ids_to_tokens(most)!r}), beyond a "
-                f"vocabulary of {vocab_size}; the tokenizer has {len(used)}",
-            )
+            tokenizer.require_within(vocab_size, ids, used)
             tokens = ids.astype(kind)
         yield tokens if limit is None else tokens[: limit - count]
         count += len(tokens)
@@ -227,12 +194,6 @@ def _take(texts: Iterator[str], size: int) -> list[str]:
         taken.append(text)
         size -= len(text.encode()) + 1  # what follows the text is a token too
     return taken
-
-
-def _bar(part: str, total: int | None) -> tqdm:
-    """Progress on stderr if that is a terminal and it takes long; a worker's is its driver's to show."""
-    hidden = True if multiprocessing.parent_process() else None
-    return tqdm(desc=f"tokens ({part})", total=total, unit="token", unit_scale=True, disable=hidden, delay=1)
 
 
 def _check_length(kind: str, train: int, held_out: int, sequence_length: int) -> None:

@@ -62,17 +62,19 @@ def of_files(spec: str | list[str]) -> Documents:
     parts: tuple[list[Path], list[Path]] = ([], [])
     sizes, identity = [0, 0], []
     for name, path in _sources(spec):
-        size, time = _size_and_time("data.corpus", path)
+        size, time = size_and_time("data.corpus", path)
         identity.append((name, os.path.realpath(path), size, time))
         drawn = held_out_by_draw(name)
         parts[drawn].append(path)
         sizes[drawn] += size
     if all(sizes):
         train, held_out = parts
-        return Documents("corpus", identity, "", lambda: _texts(train), lambda: _texts(held_out))
+        return Documents("corpus", identity, "", lambda: read_texts(train), lambda: read_texts(held_out))
     paths, total = [*parts[0], *parts[1]], sum(sizes)
     cut = total - round(total * HELD_OUT)
-    return Documents("corpus", identity, "", lambda: before(_texts(paths), cut), lambda: after(_texts(paths), cut))
+    return Documents(
+        "corpus", identity, "", lambda: before(read_texts(paths), cut), lambda: after(read_texts(paths), cut)
+    )
 
 
 def before(texts: Iterable[str], cut: int) -> Iterator[str]:
@@ -101,7 +103,8 @@ def _character(content: bytes, position: int) -> int:
     return position
 
 
-def _texts(paths: Iterable[Path]) -> Iterator[str]:
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """The texts of files. Raises BadInput, naming it, for one that is no text."""
     for path in paths:
         try:
             text = path.read_bytes().decode()
@@ -117,20 +120,25 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
 def _sources(spec: str | list[str]) -> Iterator[tuple[str, Path]]:
     """(relative path, path) of the corpus's files, in a fixed order."""
     if spec == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        for name, path in _walk("data.corpus", root, STDLIB_LEFT_OUT):
-            if path.suffix == ".py" and path.stat().st_size <= STDLIB_LARGEST:
-                yield name, path
+        yield from stdlib()
         return
     for given in [spec] if isinstance(spec, str) else spec:
         path = Path(given).expanduser()
-        _size_and_time("data.corpus", path)
+        size_and_time("data.corpus", path)
         if path.is_dir():
             found = list(_walk("data.corpus", path, set()))
             require(bool(found), f"data.corpus: {given}: holds no files")
             yield from found
         else:
             yield path.name, path
+
+
+def stdlib() -> Iterator[tuple[str, Path]]:
+    """(relative path, path) of the running Python's own library: no tests, no large tables."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for name, path in _walk("data.corpus", root, STDLIB_LEFT_OUT):
+        if path.suffix == ".py" and path.stat().st_size <= STDLIB_LARGEST:
+            yield name, path
 
 
 def _walk(field: str, root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
@@ -142,7 +150,8 @@ def _walk(field: str, root: Path, left_out: set[str]) -> Iterator[tuple[str, Pat
     return iter(sorted((path.relative_to(root).as_posix(), path) for path in found))
 
 
-def _size_and_time(field: str, path: Path) -> tuple[int, int]:
+def size_and_time(field: str, path: Path) -> tuple[int, int]:
+    """What changes as a file does. Raises BadInput naming `field`."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -167,7 +176,7 @@ def of_dataset(data: Data, name: str) -> Documents:
     local, subset = Path(name).expanduser(), data.subset
     if subset is not None and (local / subset).is_dir():
         local, subset = local / subset, None
-    here = local.exists() or name.startswith(("/", ".", "~"))
+    here = is_local(local, name)
     shards = file_facts("data.dataset", local) if here else []
     identity = [name, data.subset, data.text_field, data.streaming, data.max_tokens, shards]
     splits = cache(lambda: _load(data, local if here else name, subset))
@@ -185,39 +194,63 @@ def of_dataset(data: Data, name: str) -> Documents:
 
 def file_facts(field: str, path: Path) -> list[tuple[str, str, int, int]]:
     """Name, place, size and time of a file, or of every file below a folder. Raises BadInput naming `field`."""
-    _size_and_time(field, path)
+    size_and_time(field, path)
     found = _walk(field, path, set()) if path.is_dir() else [(path.name, path)]
-    return [(name, os.path.realpath(file), *_size_and_time(field, file)) for name, file in found]
+    return [(name, os.path.realpath(file), *size_and_time(field, file)) for name, file in found]
+
+
+def tokenizer_identity(data: Data) -> str | list[tuple[str, str, int, int]]:
+    """What determines the tokenizer: its name, or the files of a folder here."""
+    local = Path(data.tokenizer).expanduser()
+    own = data.tokenizer in ("bytes", "bpe")
+    return data.tokenizer if own or not local.is_dir() else file_facts("data.tokenizer", local)
+
+
+def is_local(local: Path, name: str) -> bool:
+    """Is a dataset's name a path, and not one on the hub?"""
+    return local.exists() or name.startswith(("/", ".", "~"))
 
 
 def _load(data: Data, source: Path | str, subset: str | None) -> Any:
     """The dataset's splits by name, "train" among them."""
-    import datasets  # takes a second to import
-
-    options: dict[str, Any] = {"streaming": data.streaming}
-    try:
-        if isinstance(source, Path):
-            options["streaming"] = True  # no second copy of what is on the disk already
-            path = str(source)
-            if source.is_file():
-                options["data_files"], path = path, _kind(data, source)
-            with tempfile.TemporaryDirectory() as locks:
-                found = datasets.load_dataset(path, subset, cache_dir=locks, **options)
-        else:
-            found = datasets.load_dataset(source, subset, **options)
-    except BadInput:
-        raise
-    except Exception as error:  # of the network, the hub, the builder: they share no class
-        field = f"data.subset: {data.subset}" if "BuilderConfig" in str(error) else f"data.dataset: {data.dataset}"
-        raise BadInput(f"{field}: cannot be loaded ({one_line(error)})") from None
-    splits = ", ".join(found)
-    require("train" in found, f"data.dataset: {data.dataset}: has no split 'train'; it has {splits}")
+    named = f"data.dataset: {data.dataset}"
+    if isinstance(source, str):
+        found = load(named, source, subset, streaming=data.streaming)
+    elif source.is_file():
+        found = load(named, _kind(data, source), here=True, data_files=str(source))
+    else:
+        found = load(named, str(source), subset, here=True)
+    require_split(named, found, "train")
     return found
 
 
-def _kind(data: Data, path: Path) -> str:
+def load(named: str, path: str, subset: str | None = None, *, here: bool = False, **options: Any) -> Any:
+    """What datasets.load_dataset finds; what is `here` is read where it lies. Raises BadInput that names it."""
+    import datasets  # takes a second to import
+
+    try:
+        if not here:
+            return datasets.load_dataset(path, subset, **options)
+        with tempfile.TemporaryDirectory() as locks:  # streaming: no second copy of what is on the disk already
+            return datasets.load_dataset(path, subset, cache_dir=locks, streaming=True, **options)
+    except Exception as error:  # of the network, the hub, the builder: they share no class
+        field = f"data.subset: {subset}" if "BuilderConfig" in str(error) else named
+        raise BadInput(f"{field}: cannot be loaded ({one_line(error)})") from None
+
+
+def require_split(named: str, found: Iterable[str], split: str) -> None:
+    """Raise BadInput unless a dataset has this split."""
+    require(split in found, f"{named}: has no split '{split}'; it has {', '.join(found)}")
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a dataset's file, by its name; None for one that is none."""
     suffixes = [suffix for suffix in path.suffixes[-2:] if suffix not in (".gz", ".zst", ".xz", ".bz2")]
-    kind = FILE_KINDS.get(suffixes[-1]) if suffixes else None
+    return FILE_KINDS.get(suffixes[-1]) if suffixes else None
+
+
+def _kind(data: Data, path: Path) -> str:
+    kind = kind_of(path)
     if kind is None:
         raise BadInput(
             f"data.dataset: {data.dataset}: is no .json, .jsonl (.gz) or .parquet file; text is data.corpus"
@@ -227,20 +260,25 @@ def _kind(data: Data, path: Path) -> str:
 
 def _rows(data: Data, split: Any) -> Iterator[str]:
     """The texts of a split's rows."""
-    number = 0
+    named, number = f"data.dataset: {data.dataset}", 0
+    for batch in batches(named, split):
+        if data.text_field not in batch:
+            raise BadInput(f"data.text_field: no column '{data.text_field}'; there are {', '.join(batch)}")
+        for text in batch[data.text_field]:
+            require_text(f"{named}: {data.text_field} of row {number}", text)
+            yield text
+            number += 1
+
+
+def require_text(named: str, value: object) -> None:
+    """Raise BadInput, saying what it is, for what is no text."""
+    kind = "null" if value is None else type(value).__name__
+    require(isinstance(value, str), f"{named} is {kind}, not text")
+
+
+def batches(named: str, split: Any) -> Iterator[dict[str, list[Any]]]:
+    """The rows of a split by column, some at a time. Raises BadInput that begins as `named`."""
     try:
-        for batch in split.iter(batch_size=256):
-            if data.text_field not in batch:
-                raise BadInput(f"data.text_field: no column '{data.text_field}'; there are {', '.join(batch)}")
-            for text in batch[data.text_field]:
-                if not isinstance(text, str):
-                    kind = "null" if text is None else type(text).__name__
-                    raise BadInput(
-                        f"data.dataset: {data.dataset}: {data.text_field} of row {number} is {kind}, not text"
-                    )
-                yield text
-                number += 1
-    except BadInput:
-        raise
+        yield from split.iter(batch_size=256)
     except Exception as error:  # of the network, gzip, pyarrow, datasets
-        raise BadInput(f"data.dataset: {data.dataset}: cannot be read ({one_line(error)})") from None
+        raise BadInput(f"{named}: cannot be read ({one_line(error)})") from None

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from relora_lab import sizes, status
+from relora_lab import status
 from relora_lab.errors import printable
 from relora_lab.launch import jobs
 from relora_lab.memory.phases import peak
@@ -30,17 +30,28 @@ def as_text(
     lines = [COLUMNS, *(_row(group, left, times) for group in _rows(cells).items())]
     total = sum(config.training.steps for config in cells.values())
     ended = len(cells) - sum(job.kind == "cell" for job in left)
-    most = max((peak(config)[1].total for config in cells.values() if config.data.vocabulary), default=0.0)
+    planned = [peak(config)[1].total for config in cells.values() if _is_planned(config)]
     known = [found for found in times.values() if found is not None]
     measured = len(known) == len(times)
-    ahead = f"about {duration(sum(known) / workers)}" if measured else "unknown: its device is not here"
+    ahead = (
+        f"about {duration(sum(known) / workers)}"
+        if measured
+        else "unknown: of tasks, and on devices that are not here, none is measured"
+    )
     said = [
         f"{len(cells)} cells, {total:,} updates; {ended} have ended in {printable(str(out))}.",
         jobs.saved(left),
-        f"Memory: at most {_bytes(most)} a worker (live tensors; torch itself comes on top).",
+        f"Memory: at most {_bytes(max(planned))} a worker (live tensors; torch itself comes on top)."
+        if planned
+        else "",
         f"Time with {workers} workers: {ahead}.",
     ]
     return "\n".join([*_aligned(lines), "", *_stages(left), *filter(None, said)])
+
+
+def _is_planned(config: RunConfig) -> bool:
+    """Is there a plan of the memory it takes?"""
+    return config.task is None and config.data.vocabulary is not None
 
 
 def _rows(cells: Mapping[str, RunConfig]) -> dict[str, list[tuple[str, RunConfig]]]:
@@ -59,8 +70,9 @@ def _row(
     seeds = ",".join(str(config.training.seed) for _, config in cells)
     total, trained, memory = "–", "–", "–"
     if vocabulary:
-        total = f"{sizes.count_parameters(config.model.shape, vocab_size=vocabulary)[0]:,}"
-        trained, memory = f"{config.method.trained(config.model.shape, vocabulary):,}", _bytes(peak(config)[1].total)
+        total, trained = (f"{count:,}" for count in config.parameters(vocabulary))
+    if _is_planned(config):
+        memory = _bytes(peak(config)[1].total)
     own = [job for job in left if job.key in dict(cells)]
     tokens = config.training.steps * config.data.batch_size * config.data.sequence_length
     found = [times[job.key] for job in own]

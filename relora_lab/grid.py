@@ -95,21 +95,20 @@ def notes(cells: Mapping[str, RunConfig]) -> Iterator[str]:
             f"{apart[0]}: its ΔW counts from step 0, so it shares no beginning with the warm starts; with "
             f"training.reference_step = {longest} it would"
         )
-    seen = {
-        name: {
+    seen: dict[Any, dict[str, dict[str, Any]]] = {}  # by task: a report has a section for each
+    for name, cell in cells.items():
+        seen.setdefault(cell.task, {})[name] = {
             "training.steps": cell.training.steps,
             "tokens": cell.training.steps * cell.data.batch_size * cell.data.sequence_length,
             "data.corpus": (cell.data.dataset, cell.data.subset, cell.data.corpus),
             "data.tokenizer": (cell.data.tokenizer, cell.data.vocabulary),
         }
-        for name, cell in cells.items()
-    }
-    first, *others = seen.items()
-    for name, facts in others:
-        differing = [what for what, value in facts.items() if value != first[1][what]]
-        if differing:
-            yield f"{first[0]} and {name} differ in {differing[0]}, so no one table or report can have both"
-            return
+    for first, *others in map(dict.items, seen.values()):
+        for name, facts in others:
+            differing = [what for what, value in facts.items() if value != first[1][what]]
+            if differing:
+                yield f"{first[0]} and {name} differ in {differing[0]}, so no one table or report can have both"
+                return
 
 
 def _parts(text: str) -> dict[str, Any]:

@@ -284,8 +284,8 @@ def unwrap(model: nn.Module) -> None:
 
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Linear]:
-    """The nn.Linear modules of `model` by name, but for its output head."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    """The nn.Linear modules of `model` by name, but for its head, over tokens or over labels (`score`)."""
+    head = getattr(model, "get_output_embeddings", lambda: None)() or getattr(model, "score", None)
     modules = model.named_modules()
     return {name: module for name, module in modules if isinstance(module, nn.Linear) and module is not head}
 
@@ -300,7 +300,25 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     layers = low_rank_layers(model)
     own = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict() if key != "bias"}
     weights = {f"{name}.weight": layer.merged_weight().cpu() for name, layer in layers.items()}
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name not in own} | weights
+    return {name: tensor.cpu() for name, tensor in own_tensors(model).items() if name not in own} | weights
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict with each tensor once: of tied ones under the first of their names."""
+    return {name: tensor.detach() for name, (tensor, first) in _tensors(model).items() if first == name}
+
+
+def load_own_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the model what `own_tensors` has taken. Raises RuntimeError for other names or shapes."""
+    tied = {name: tensors[first] for name, (_, first) in _tensors(model).items() if first in tensors}
+    model.load_state_dict({**tensors, **tied})
+
+
+def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
+    """The model's state dict, and the first of the names that each tensor has."""
+    every = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(every.items())}
+    return {name: (tensor, first[id(tensor)]) for name, tensor in every.items()}
 
 
 def _check_rank(rank: int, linear: nn.Linear) -> None:

@@ -27,9 +27,10 @@ class Pace:
 
     def seconds(self, run: RunConfig, start: int, end: int) -> float | None:
         """Of the updates of a run from step `start` to `end` with their evaluations, which take a third of an
-        update's work a token; None where the run's device is not here."""
+        update's work a token; None where the run's device is not here, and for a task, whose inputs have any
+        length."""
         training, data = run.training, run.data
-        if training.device != "cpu" and not torch.cuda.is_available():
+        if run.task or (training.device != "cpu" and not torch.cuda.is_available()):
             return None
         full_rank = max(0, min(end, training.warm_start) - start)
         low_rank = end - start - full_rank

@@ -93,7 +93,7 @@ def check_batch(rows: int) -> None:
     require(rows % count() == 0, f"data.batch_size: {rows} sequences cannot be shared out to {count()} processes")
 
 
-def parts(batch: Tensor, micro_batches: int) -> tuple[Tensor, ...]:
+def parts(batch: Any, micro_batches: int) -> tuple[Any, ...]:
     """This process's rows of a batch, in parts that are no larger than the micro-batches of a process alone."""
     share = len(batch) // count()
     return batch[rank() * share : (rank() + 1) * share].split(most_rows(len(batch), micro_batches))

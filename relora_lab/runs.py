@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from relora_lab import checkpoints, config, cycle_files, files, tensor_files
+from relora_lab import checkpoints, config, cycle_files, files, tasks, tensor_files
 from relora_lab import manifest as manifests
 from relora_lab.cycle_files import Pair
 from relora_lab.errors import BadInput, require
@@ -155,15 +155,21 @@ class RunFolder:
 
     @property
     def final_evaluation(self) -> dict[str, Any] | None:
-        """The last line of eval: step, loss (nats), perplexity, tokens."""
+        """The last line of eval: step, loss (nats); perplexity, tokens, or of a task score, examples, its metrics."""
         lines = self.logs.read("eval")
         return lines[-1] if lines else None
+
+    @property
+    def measure(self) -> str:
+        """What tells how good the run is: "perplexity", or the first metric of its task."""
+        task = self.config.task
+        return tasks.resolve(task.name).metrics[0] if task else "perplexity"
 
     def summary(self) -> str:
         """How the run ended, in a line."""
         status, final = self.status, self.final_evaluation
         reason = f" ({status['reason']})" if "reason" in status else ""
-        reached = f", perplexity {final['perplexity']} (loss {final['loss']})" if final else ""
+        reached = f", {self.measure} {final.get(self.measure)} (loss {final['loss']})" if final else ""
         return f"{self.path}: {self.state}{reason} at step {status.get('step', 0)}{reached}"
 
     # ---- checkpoints

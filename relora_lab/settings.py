@@ -90,8 +90,8 @@ class Data:
 
     `corpus` is "stdlib", a text file, a folder of text files, or a list of files. In its place, `dataset` is a
     Hugging Face dataset: a name on the hub ("allenai/c4"), or a folder or file of json (.gz) or parquet shards here.
-    `tokenizer` is "bytes" (the ids), "bpe" (a byte-level BPE trained on the training part), or a Hugging Face
-    tokenizer: a name on the hub ("google-t5/t5-base"), or a folder here.
+    `tokenizer` is "bytes" (the ids), "bpe" (a byte-level BPE trained on the training part), "model" (that beside
+    model.weights), or a Hugging Face tokenizer: a name on the hub ("google-t5/t5-base"), or a folder here.
     An update sees `batch_size` sequences of `sequence_length` tokens.
     """
 
@@ -324,6 +324,10 @@ class RunConfig:
             )
 
     def _check_task(self) -> None:
+        require(
+            self.data.tokenizer != "model" or self.model.weights is not None,
+            "data.tokenizer: 'model' is the one beside model.weights, and none are given",
+        )
         if self.task is None:
             require(not self.model.is_t5, f"model.size: {self.model.size} writes text for a task; name it in [task]")
             return
@@ -375,6 +379,14 @@ class RunConfig:
     def low_rank_lr(self) -> float:
         """Peak learning rate of the low-rank phase."""
         return self.optimizer.low_rank_lr or self.optimizer.lr
+
+    def parameters(self, vocab_size: int) -> tuple[int, int]:
+        """How many weights the model has with a vocabulary of that size, and how many of them are trained."""
+        shape, head = self.model.shape, 0
+        if self.task and not self.model.is_t5:  # a head over labels in place of that over tokens
+            head = (max(1, len(tasks.resolve(self.task.name).labels)) - vocab_size) * shape.hidden
+        total, _ = sizes.count_parameters(shape, vocab_size=vocab_size)
+        return total + head, self.method.trained(shape, vocab_size) + head
 
     def warnings(self) -> list[str]:
         """What is allowed but seldom meant, a line each."""

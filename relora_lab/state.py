@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relora_lab import lowrank, models, schedule, seeds
+from relora_lab import lowrank, models, schedule
 from relora_lab.lowrank import LowRankLinear
 from relora_lab.methods import full
 from relora_lab.methods._options import LowRankOptions
 from relora_lab.optim import state as optimizer_state
-from relora_lab.precision import torch_dtype
 from relora_lab.settings import RunConfig
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # B, A by matrix
@@ -71,15 +70,9 @@ class TrainState:
 
 
 def initial(config: RunConfig, vocab_size: int) -> TrainState:
-    """A model of fresh weights at step 0; seeded by (seed, "model")."""
+    """The model that the run begins with, at step 0."""
     training = config.training
-    model = models.build(
-        config.model.shape,
-        vocab_size=vocab_size,
-        device=training.device,
-        seed=seeds.derive(training.seed, "model"),
-        dtype=torch_dtype("bf16" if training.precision == "bf16" else "float32"),
-    )
+    model = models.of_run(config, vocab_size)
     if training.gradient_checkpointing:
         models.checkpoint_blocks(model)
     if training.compile:
@@ -103,7 +96,7 @@ def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
     """The state as named tensors and facts, for RunFolder.save_checkpoint."""
     moments, numbers = optimizer_state.flatten(state.optimizer, state.trained)
     tensors = {
-        "model": state.model.state_dict(),
+        "model": lowrank.own_tensors(state.model),
         "optimizer": moments,
         "start_factors": {
             f"{name}.{factor}": tensor
@@ -126,7 +119,7 @@ def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], fact
     """Bring an initial state to where `capture` was called."""
     if facts["low_rank"] and state.config.low_rank:
         begin_low_rank(state, state.config.low_rank)
-    state.model.load_state_dict(tensors["model"])
+    lowrank.load_own_tensors(state.model, tensors["model"])
     optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]), facts.get("optimizer", {}))
     saved, device = tensors["start_factors"], state.config.training.device
     names = sorted({key.rpartition(".")[0] for key in saved})

@@ -4,12 +4,12 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from relora_lab import config, stages
+from relora_lab import config, stages, tasks
 from relora_lab.errors import BadInput, printable, require
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
@@ -17,6 +17,7 @@ from relora_lab.workspace import check_place, read_grid, stages_trained, write_g
 
 FEW = 48  # cells that are all listed
 SHOWN = ("running", "failed", "killed", "stopped", "diverged")
+NUMBERS = ("perplexity", "score", "seconds_per_update")  # of a status
 DONE = ("finished", "diverged", "failed")  # until the command is given again
 
 
@@ -38,6 +39,7 @@ def check(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], out:
     for name, settings in cells.items():
         start = max((plan[key].cuts[-1] for key in begins.get(name, [])), default=0)
         facts[name] = {"digest": config.digest(settings), "steps": settings.training.steps, "start": start}
+        facts[name] |= {"task": settings.task.name} if settings.task else {}
         if known.get(name, {}).get("digest") != facts[name]["digest"]:
             RunFolder(out / name).require_same(settings)
     return facts
@@ -53,7 +55,8 @@ class Cell:
     step: int
     steps: int
     start: int  # the step up to which it is shared with others
-    perplexity: float | None
+    measure: str  # "perplexity", or a metric of its task
+    value: float | None  # of it, when finished
     seconds_per_update: float | None
     reason: str
 
@@ -120,22 +123,32 @@ def _cell(out: Path, name: str, declared: Mapping[str, Any]) -> Cell:
     state = printable(str(status.get("state", "waiting")))
     if state == "running" and not run.held:
         state = "killed"
+    task = tasks.TASKS.get(declared.get("task", ""))
     return Cell(
         name,
         state,
         int(status.get("step", 0)),
         int(declared.get("steps") or status.get("steps", 0)),
         int(declared.get("start", 0)),
-        status.get("perplexity"),
+        task.metrics[0] if task else "perplexity" if declared else _measure(run),
+        status.get("score", status.get("perplexity")),
         status.get("seconds_per_update"),
         str(status.get("reason", "")),
     )
 
 
+def _measure(run: RunFolder) -> str:
+    """Of a run that no grid has declared."""
+    try:
+        return run.measure
+    except BadInput:  # settings that cannot be read tell nothing
+        return "perplexity"
+
+
 def _read(run: RunFolder) -> dict[str, Any]:
     """A run's status. Raises BadInput where what should be a number is none."""
-    status, number = run.status, int | float | None
-    for name, kind in {"step": int, "steps": int, "perplexity": number, "seconds_per_update": number}.items():
+    status = run.status
+    for name, kind in {"step": int, "steps": int, **dict.fromkeys(NUMBERS, int | float | None)}.items():
         require(isinstance(status.get(name, 0), kind), f"{run.path / 'status.json'}: is damaged ({name})")
     return status
 
@@ -155,14 +168,25 @@ def as_text(found: Status, *, every: bool = False) -> str:
 
 def _lines(cells: list[Cell]) -> Iterator[str]:
     width = max(len("cell"), *(len(cell.name) for cell in cells))
-    yield f"{'cell':<{width}}  {'state':<9} {'step':>15} {'perplexity':>11} {'left':>9}"
-    for cell in cells:
+    head, values = _values([(cell.measure, cell.value) for cell in cells])
+    wide = max(11, *map(len, [head, *values]))
+    yield f"{'cell':<{width}}  {'state':<9} {'step':>15} {head:>{wide}} {'left':>9}"
+    for cell, value in zip(cells, values, strict=True):
         step = f"{cell.step:,}/{cell.steps:,}"
-        perplexity = "–" if cell.perplexity is None else f"{cell.perplexity:.3f}"
         pace = cell.seconds_per_update
         left = duration(cell.left * pace) if pace and cell.state == "running" else "–"
-        line = f"{cell.name:<{width}}  {cell.state:<9} {step:>15} {perplexity:>11} {left:>9}  {cell.reason}"
+        line = f"{cell.name:<{width}}  {cell.state:<9} {step:>15} {value:>{wide}} {left:>9}  {cell.reason}"
         yield printable(line.rstrip())
+
+
+def _values(reached: Sequence[tuple[str, float | None]]) -> tuple[str, list[str]]:
+    """The heading of a column of (measure, value), and its cells, which name the measure where there are several."""
+    measures = {measure for measure, _ in reached}
+    texts = [_number(value, ".3f") for _, value in reached]
+    if len(measures) <= 1:
+        return next(iter(measures), "perplexity"), texts
+    told = zip(reached, texts, strict=True)
+    return "reached", [text if value is None else f"{measure} {text}" for (measure, value), text in told]
 
 
 def duration(seconds: float) -> str:
@@ -199,14 +223,19 @@ def summary(runs: Iterable[RunFolder]) -> str:
     """A table of what runs have reached, as text."""
     runs = list(runs)
     width = max([20, *(len(run.path.name) for run in runs)])
-    lines = [f"{'run':<{width}} {'trained':>11} {'perplexity':>11} {'loss':>8} {'step':>7}  state"]
-    for run in runs:
-        status, final = _read(run), run.final_evaluation or {}
-        trained = run.environment.get("parameters", {}).get("trained")
-        perplexity, loss = _number(final.get("perplexity"), ".3f"), _number(final.get("loss"), ".4f")
-        reached = f"{_number(trained, ','):>11} {perplexity:>11} {loss:>8} {_number(status.get('step'), 'd'):>7}"
+    finals = [run.final_evaluation or {} for run in runs]
+    measures = [_measure(run) for run in runs]
+    reached = [(measure, final.get(measure)) for measure, final in zip(measures, finals, strict=True)]
+    head, values = _values(reached)
+    wide = max(11, *map(len, [head, *values]))
+    lines = [f"{'run':<{width}} {'trained':>11} {head:>{wide}} {'loss':>8} {'step':>7}  state"]
+    for run, final, value in zip(runs, finals, values, strict=True):
+        status = _read(run)
+        trained = _number(run.environment.get("parameters", {}).get("trained"), ",")
+        loss, step = _number(final.get("loss"), ".4f"), _number(status.get("step"), "d")
         reason = f": {status['reason']}" if status.get("reason") else ""
-        lines.append(printable(f"{run.path.name:<{width}} {reached}  {run.state}{reason}"))
+        told = f"{trained:>11} {value:>{wide}} {loss:>8} {step:>7}  {run.state}{reason}"
+        lines.append(printable(f"{run.path.name:<{width}} {told}"))
     return "\n".join(lines)
 
 

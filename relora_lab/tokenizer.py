@@ -19,21 +19,33 @@ END = "<|endoftext|>"
 MOST_BPE_BYTES = 2**28  # of text that a BPE is trained on: more does not change its merges much, and takes memory
 
 
-def byte_tokenizer() -> "PreTrainedTokenizerBase":
-    """Ids are bytes, 0 to 255; no special tokens."""
+def byte_tokenizer(*, pad: str | None = None, end: str | None = None) -> "PreTrainedTokenizerBase":
+    """Ids are bytes, 0 to 255; no special tokens but the given ones, in the places of bytes 0 (pad) and 1 (end)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    alphabet = _byte_alphabet()
+    for byte, special in enumerate((pad, end)):
+        if special is not None:
+            del alphabet[chr(256 + byte)]
+            alphabet[special] = byte
+    made = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=pad, eos_token=end)
+
+
+def is_of_bytes(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Is it a `byte_tokenizer`, whatever its special tokens?"""
+    found, alphabet = tokenizer.get_vocab(), _byte_alphabet()
+    return len(found) == 256 and all(found.get(token) == byte for token, byte in alphabet.items() if byte > 1)
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, *, most_bytes: int = MOST_BPE_BYTES
+    texts: Iterable[str], vocab_size: int, *, most_bytes: int = MOST_BPE_BYTES, pad: str | None = None
 ) -> "PreTrainedTokenizerBase":
-    """A byte-level BPE of `vocab_size` entries from the first `most_bytes` of the texts; END, its id 0, is one.
+    """A byte-level BPE of `vocab_size` entries from the first `most_bytes` of the texts; END, its id 0, is one,
+    and so is `pad`, its id 1, if one is given.
 
     The same texts give the same tokenizer. Raises BadInput where they are too few for so many entries.
     """
@@ -46,7 +58,7 @@ def train_bpe(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[END],
+        special_tokens=[END] if pad is None else [END, pad],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -56,7 +68,7 @@ def train_bpe(
         found == vocab_size,
         f"data.vocab_size: the text makes a BPE of {found} entries at most (got {vocab_size}); set it to ≤ {found}",
     )
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=pad)
 
 
 def load(name: str) -> "PreTrainedTokenizerBase":
@@ -71,21 +83,34 @@ def load(name: str) -> "PreTrainedTokenizerBase":
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], separator: str) -> np.ndarray:
-    """Ids of the texts, 1-D int64; after each its end-of-sequence token, or the separator if the tokenizer has none.
-
-    No special tokens else: what looks like one in a text is text.
-    """
+    """Ids of the texts, 1-D int64; after each its end-of-sequence token, or the separator if there is none."""
     end = tokenizer.eos_token_id
-    encoded = tokenizer(
-        texts if end is not None else [text + separator for text in texts],
+    encoded = encode_each(tokenizer, texts if end is not None else [text + separator for text in texts])
+    ends = [] if end is None else [end]
+    return np.fromiter(chain.from_iterable((*ids, *ends) for ids in encoded), np.int64)
+
+
+def encode_each(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """Ids of each text. No special tokens: what looks like one in a text is text."""
+    ids: list[list[int]] = tokenizer(
+        texts,
         add_special_tokens=False,
         split_special_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
+    )["input_ids"]
+    return ids
+
+
+def require_within(vocab_size: int, ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise BadInput where one of the ids is beyond the vocabulary."""
+    most = int(ids.max(initial=0))
+    require(
+        most < vocab_size,
+        f"data.vocab_size: the text has token {most} ({tokenizer.convert_ids_to_tokens(most)!r}), beyond a "
+        f"vocabulary of {vocab_size}; the tokenizer has {len(tokenizer)}",
     )
-    ends = [] if end is None else [end]
-    return np.fromiter(chain.from_iterable((*ids, *ends) for ids in encoded["input_ids"]), np.int64)
 
 
 def token_type(vocab_size: int) -> np.dtype:

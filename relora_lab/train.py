@@ -8,12 +8,14 @@ and the others do the same, without a folder.
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from relora_lab import data, environment, outcome, process, processes, stages
+from relora_lab import data, environment, examples, outcome, pretrained, process, processes, stages, tasks
 from relora_lab.config import as_table, digest, parse
 from relora_lab.data import Corpus
 from relora_lab.errors import BadInput, FolderHeld, printable
+from relora_lab.examples import Examples
 from relora_lab.runs import RunFolder
 from relora_lab.settings import RunConfig
 from relora_lab.trainer import Trainer
@@ -46,6 +48,7 @@ def run(
     runs = folder.path.absolute().parent
     with processes.together():
         corpus = tokens(config, runs)
+        pretrained.check(config, corpus.vocab_size)
     processes.take_device(config.training.device)
     processes.require_same({"settings": digest(config), "text": corpus.text_sha256, **environment.made_with(config)})
     if not processes.leads():
@@ -54,7 +57,7 @@ def run(
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
         folder.require_same(config)
-        _require_same_corpus(folder, corpus)
+        _require_same_data(config, folder, corpus)
         if not folder.ended:
             cuts = stages.cuts(config) if cuts is None else cuts
             _train(config, folder, corpus, runs, cuts, until=config.training.steps, progress=progress)
@@ -62,7 +65,7 @@ def run(
     return folder.path
 
 
-def _follow(folder: RunFolder, corpus: Corpus) -> None:
+def _follow(folder: RunFolder, corpus: Corpus | Examples) -> None:
     """Train what the leader trains, stages and run, until there is no more."""
     while (told := processes.hear()) is not None:
         config = parse(told["config"])
@@ -70,9 +73,15 @@ def _follow(folder: RunFolder, corpus: Corpus) -> None:
             Trainer(config, folder, corpus, told["until"], progress=False).train()
 
 
-def tokens(config: RunConfig, runs: Path) -> Corpus:
-    """The tokens of a run below `runs`, made on first use and shared with the others there."""
-    return data.open_corpus(config.data, token_cache(runs), sequence_length=config.data.sequence_length)
+def tokens(config: RunConfig, runs: Path) -> Corpus | Examples:
+    """What a run below `runs` reads as tokens, made on first use and shared with the others there."""
+    read = config.data
+    if read.tokenizer == "model":
+        read = replace(read, tokenizer=pretrained.tokenizer_of(config.model))
+    if config.task is None:
+        return data.open_corpus(read, token_cache(runs), sequence_length=read.sequence_length)
+    task = tasks.resolve(config.task.name)
+    return examples.open_examples(task, read, token_cache(runs), text_to_text=config.model.is_t5)
 
 
 def stage(config: RunConfig, runs: Path, cuts: Sequence[int], tell: Callable[[Path], None]) -> None:
@@ -88,7 +97,7 @@ def stage(config: RunConfig, runs: Path, cuts: Sequence[int], tell: Callable[[Pa
         _stage(config, corpus, runs, cuts, progress=False, wait=False)
 
 
-def _place(config: RunConfig, cut: int, corpus: Corpus, runs: Path) -> tuple[RunFolder, str]:
+def _place(config: RunConfig, cut: int, corpus: Corpus | Examples, runs: Path) -> tuple[RunFolder, str]:
     """The folder of a stage with these settings, and its digest."""
     digest = stages.digest(config, cut, corpus.text_sha256, environment.made_with(config))
     return stage_folder(runs, digest, cut), digest
@@ -97,7 +106,7 @@ def _place(config: RunConfig, cut: int, corpus: Corpus, runs: Path) -> tuple[Run
 def _train(
     config: RunConfig,
     folder: RunFolder,
-    corpus: Corpus,
+    corpus: Corpus | Examples,
     runs: Path,
     cuts: Sequence[int],
     *,
@@ -122,7 +131,7 @@ def _train(
 
 
 def _stage(
-    config: RunConfig, corpus: Corpus, runs: Path, cuts: Sequence[int], progress: bool, wait: bool = True
+    config: RunConfig, corpus: Corpus | Examples, runs: Path, cuts: Sequence[int], progress: bool, wait: bool = True
 ) -> RunFolder:
     """The finished stage up to the last of `cuts`, trained here unless another process is at it: then wait."""
     *earlier, cut = cuts
@@ -146,7 +155,10 @@ def _stage(
     return folder
 
 
-def _require_same_corpus(folder: RunFolder, corpus: Corpus) -> None:
+def _require_same_data(config: RunConfig, folder: RunFolder, corpus: Corpus | Examples) -> None:
+    weights = environment.made_with(config).get("weights_sha256")
+    if folder.begun and folder.environment.get("weights_sha256") != weights:
+        raise BadInput(f"{folder.path}: cannot resume with other model.weights ({config.model.weights} has changed)")
     old = folder.environment.get("corpus", {}).get("text_sha256")
     if old and old != corpus.text_sha256:
         changed = f"from {old[:8]} to {corpus.text_sha256[:8]}"

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from relora_lab import process, processes, records
+from relora_lab import models, objective, process, processes, records
 from relora_lab import state as states
 from relora_lab.data import Corpus
 from relora_lab.divergence import Monitor
 from relora_lab.errors import Interrupted, NoSpace
+from relora_lab.examples import Examples
 from relora_lab.faults import point
 from relora_lab.lowrank import merged_state_dict
 from relora_lab.methods._options import LowRankOptions
-from relora_lab.objective import LanguageModelling
 from relora_lab.processes import by_the_leader
 from relora_lab.restart import restart
 from relora_lab.runs import RunFolder, snapshot
@@ -34,25 +34,28 @@ class Trainer:
     Several processes go through all of this together, each with a Trainer; only the leader's touches the folder.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, corpus: Corpus, until: int, progress: bool) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, read: Corpus | Examples, until: int, progress: bool
+    ) -> None:
         self.config, self.folder, self.until, self.progress = config, folder, until, progress
         self._log, self._save = by_the_leader(folder.logs.append), by_the_leader(folder.save_checkpoint)
         self.method = config.low_rank
         self.is_stage = until < config.training.steps
-        self.tokenizer_folder = corpus.tokenizer_folder
-        self.objective = LanguageModelling(config, corpus)
-        self.state = states.initial(config, self.objective.classes)
-        hf_config: Any = self.state.model.config
-        hf_config.eos_token_id = corpus.eos_token_id  # written beside the weights
+        self.tokenizer_folder = read.tokenizer_folder
+        self.objective = objective.of(config, read)
+        self.state = states.initial(config, read.vocab_size)
+        models.name_tokens(self.state.model, eos=read.eos_token_id, pad=read.pad_token_id)
         tensors, facts = processes.state_from_leader(self._left_off)
         if "step" in facts:
             states.restore(self.state, tensors, facts)
         self.state.model.train()
         self._lr = 0.0  # of the last update
         self._pace: float | None = None  # seconds an update, with all that comes between
-        self.monitor = Monitor(config.divergence, self.objective.classes, *self._restarts())
-        for step, loss, self._lr in tensors["logs"]["updates"].tolist():
+        self.monitor = Monitor(config.divergence, self.objective.chance, *self._restarts())
+        self._tokens = 0
+        for step, loss, self._lr, tokens in tensors["logs"]["updates"].tolist():
             self.monitor.update(int(step), loss)
+            self._tokens = int(tokens)
         self._evaluated = facts["evaluated"]
 
     def train(self) -> None:
@@ -138,12 +141,13 @@ class Trainer:
             state.diverged = f"{name} of update {state.step + 1} is {getattr(found, name)}"
             return None
         self._lr = found.lr
+        self._tokens += found.tokens
         line = {
             "step": state.step,
             "loss": found.loss,
             "lr": found.lr,
             "grad_norm": found.grad_norm,
-            "tokens": state.step * found.tokens,
+            "tokens": self._tokens,
             "tokens_per_second": round(found.tokens / (time.perf_counter() - started)),
         }
         self._log("metrics", line)
@@ -224,7 +228,7 @@ class Trainer:
         if summed and not self.is_stage:
             facts["identity_deviation"] = records.check_identity(folder, reference)
         folder.finish()
-        facts |= {"perplexity": (folder.final_evaluation or {}).get("perplexity")}
+        facts[self.objective.headline] = (folder.final_evaluation or {}).get(self.objective.headline)
         self._note("diverged" if state.diverged else "finished", **facts)
 
     @by_the_leader
@@ -247,8 +251,7 @@ class Trainer:
         state = self.state
         if self._evaluated != state.step:
             found = self.objective.evaluate(state.model, signals)
-            line = {"step": state.step, "loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
-            self._log("eval", line)
+            self._log("eval", {"step": state.step, **found.line})
             self._evaluated = state.step
             if not math.isfinite(found.loss):
                 state.diverged = state.diverged or f"the held-out loss at step {state.step} is {found.loss}"
@@ -289,7 +292,8 @@ class Trainer:
     def _left_off(self) -> processes.State:
         """The folder's newest state, if it has one, and what its logs say of updates and of the last evaluation."""
         tensors, facts = self.folder.load_checkpoint() or ({}, {})
-        updates = [[line["step"], line["loss"], line["lr"]] for line in self.folder.logs.read("metrics")]
+        lines = self.folder.logs.read("metrics")
+        updates = [[line["step"], line["loss"], line["lr"], line["tokens"]] for line in lines]
         evaluated = [line["step"] for line in self.folder.logs.read("eval")]
         logs = {"updates": torch.tensor(updates, dtype=torch.float64)}
         return {**tensors, "logs": logs}, {**facts, "evaluated": evaluated[-1] if evaluated else None}

@@ -7,7 +7,7 @@ import torch
 
 from relora_lab import processes
 from relora_lab.lowrank import unchanging
-from relora_lab.objective import LanguageModelling
+from relora_lab.objective import Objective
 from relora_lab.state import TrainState
 
 
@@ -24,7 +24,7 @@ class Update(NamedTuple):
     applied: bool
 
 
-def update(state: TrainState, objective: LanguageModelling) -> Update:
+def update(state: TrainState, objective: Objective) -> Update:
     """Train on the batch of the state's step, and count the step if that was possible."""
     lr = state.lr
     for group in state.optimizer.param_groups:
@@ -32,18 +32,19 @@ def update(state: TrainState, objective: LanguageModelling) -> Update:
     training = state.config.training
     batch = objective.batch(state.step).to(training.device)
     parts = processes.parts(batch, training.micro_batches)
-    loss = torch.zeros((), device=batch.device)
+    loss = torch.zeros((), device=training.device)
     # With checkpointing memory counts most, and W + s·B·A is made for each part.
     passes = 1 if training.gradient_checkpointing else len(parts)
     with unchanging(state.layers.values(), passes):
         for part in parts:
-            part_loss = objective.loss(state.model, part) / (len(batch) / len(part))
+            share = objective.predictions(batch) / objective.predictions(part)
+            part_loss = objective.loss(state.model, part) / share
             part_loss.backward()
             loss += part_loss.detach()
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     processes.add_up([*(p.grad for p in trained if p.grad is not None), loss])
     norm = torch.nn.utils.clip_grad_norm_(trained, state.config.optimizer.clip)
-    found = Update(float(loss), float(norm), lr, batch.numel(), math.isfinite(loss) and math.isfinite(norm))
+    found = Update(float(loss), float(norm), lr, objective.tokens(batch), math.isfinite(loss) and math.isfinite(norm))
     if found.applied:
         state.optimizer.step()
         state.step += 1

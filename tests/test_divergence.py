@@ -10,9 +10,12 @@ from relora_lab.divergence import Monitor
 from relora_lab.settings import Divergence
 
 
-def watch(losses, *, classes=256, restarts=(), restart_warmup=0, window=20):
+CHANCE = math.log(256)
+
+
+def watch(losses, *, chance=CHANCE, restarts=(), restart_warmup=0, window=20):
     """(step, reason) of the first rule that fires."""
-    monitor = Monitor(Divergence(window=window), classes, set(restarts), restart_warmup)
+    monitor = Monitor(Divergence(window=window), chance, set(restarts), restart_warmup)
     for step, loss in enumerate(losses, 1):
         reason = monitor.update(step, loss)
         if reason:
@@ -51,9 +54,16 @@ def test_near_chance_half_the_way_there_is_enough():
     assert watch([before] * 100 + [before + 0.15] * 30, restarts=[100]) is None
 
 
+def test_noise_of_batches_near_chance_is_no_divergence_and_a_rise_beyond_it_is():
+    noise = [0.69 + 0.2 * (-1) ** i for i in range(100)]  # of small batches of two classes
+    for rise, diverged in ((0.2, False), (0.3, True)):
+        after = [loss + rise for loss in noise[:30]]
+        assert (watch(noise + after, chance=math.log(2), restarts=[100]) is not None) is diverged
+
+
 @given(st.lists(st.floats(0, 12), min_size=30, max_size=120), st.integers(1, 29))
 def test_a_monitor_that_is_fed_the_log_goes_on_as_if_it_had_seen_it(losses, cut):
-    whole, resumed = (Monitor(Divergence(window=5), 256, {20, 40}, 3) for _ in range(2))
+    whole, resumed = (Monitor(Divergence(window=5), CHANCE, {20, 40}, 3) for _ in range(2))
     reasons = [whole.update(step, loss) for step, loss in enumerate(losses, 1)]
     for step, loss in enumerate(losses[:cut], 1):
         resumed.update(step, loss)

@@ -1,4 +1,4 @@
-"""Commands about a folder of runs: what is there, how two differ, whether all is sound, what can go."""
+"""Commands about runs: what is in a folder, how two differ, whether all is sound, what can go; one as an adapter."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,23 @@ def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
     from relora_lab.workspace import run_folders
 
     print(summary(run_folders(folder)))
+    return DONE
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> int:
+    """Write what a low-rank run trained as a PEFT LoRA adapter to its warm_start/: the run's own factors, unmerged.
+
+    Args:
+        run: A run folder.
+        out: The adapter's folder. Default: RUN-adapter, beside the run: in its folder is what the run wrote alone.
+    """
+    from relora_lab import adapters
+    from relora_lab.errors import printable
+    from relora_lab.runs import RunFolder
+
+    place = run.resolve().with_name(f"{run.resolve().name}-adapter") if out is None else out
+    rank = adapters.export(RunFolder(run), place)
+    print(printable(f"{place}: an adapter of rank {rank} to {run / 'warm_start'}"))
     return DONE
 
 

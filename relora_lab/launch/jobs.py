@@ -51,7 +51,7 @@ def of_grid(cells: Mapping[str, RunConfig], plan: Mapping[str, stages.Stage], ou
         with suppress(BadInput):  # a damaged status is for the worker to say
             if folder.ended:
                 continue
-        tokens = Job("tokens", _data_of(config), f"tokens of {config.data.dataset or config.data.corpus}", config)
+        tokens = Job("tokens", _data_of(config), f"tokens of {_source(config)}", config)
         jobs.setdefault(tokens.key, tokens)
         needs = tokens.key
         for key in [] if folder.has_checkpoint else begins[name]:
@@ -74,9 +74,19 @@ def saved(jobs: Iterable[Job]) -> str:
     return f"Sharing saves {alone - trained:,} of {alone:,} updates ({percent:.0f} %)." if alone else ""
 
 
+def _source(config: RunConfig) -> str | list[str]:
+    """What is read, for people."""
+    return config.task.name if config.task else config.data.dataset or config.data.corpus
+
+
 def _data_of(config: RunConfig) -> str:
     """What tells apart the data that runs read; two that read the same need its tokens once."""
-    return json.dumps({name: value for name, value in asdict(config.data).items() if name != "batch_size"})
+    facts = {name: value for name, value in asdict(config.data).items() if name != "batch_size"}
+    if config.task:
+        facts |= {"task": config.task.name, "text_to_text": config.model.is_t5}
+    if config.data.tokenizer == "model":
+        facts["weights"] = config.model.weights
+    return json.dumps(facts)
 
 
 class Schedule:

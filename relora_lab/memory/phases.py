@@ -40,6 +40,7 @@ def phases(run: RunConfig) -> dict[str, Cells]:
     to the system (MALLOC_MMAP_THRESHOLD_=65536; glibc otherwise keeps a quarter to a half more). With torch.compile
     it is an estimate: what the eager model holds. Raises BadInput if only the tokenizer knows the vocabulary.
     """
+    require(run.task is None, "task: memory is planned for training on text, not for fine-tuning")
     require(
         run.data.vocabulary is not None,
         f"data.vocab_size: only the tokenizer '{run.data.tokenizer}' knows it; set it for the plan",

@@ -233,6 +233,8 @@ def load(named: str, path: str, subset: str | None = None, *, here: bool = False
             return datasets.load_dataset(path, subset, **options)
         with tempfile.TemporaryDirectory() as locks:  # streaming: no second copy of what is on the disk already
             return datasets.load_dataset(path, subset, cache_dir=locks, streaming=True, **options)
+    except StopIteration:  # of files that are empty
+        raise BadInput(f"{named}: has no rows") from None
     except Exception as error:  # of the network, the hub, the builder: they share no class
         field = f"data.subset: {subset}" if "BuilderConfig" in str(error) else named
         raise BadInput(f"{field}: cannot be loaded ({one_line(error)})") from None

@@ -10,7 +10,7 @@ from typing import Any
 from relora_lab import documents, snippets
 from relora_lab.errors import BadInput, require
 from relora_lab.settings import Data
-from relora_lab.tasks import Task
+from relora_lab.tasks import TASKS, Task
 
 GLUE = "nyu-mll/glue"
 
@@ -48,7 +48,8 @@ def of(task: Task, data: Data) -> Rows:
     folder = local / task.name if (local / task.name).is_dir() else local
     named, facts = f"data.dataset: {folder}", documents.file_facts("data.dataset", folder)
     require(folder.is_dir(), f"{named}: is a file; give the folder with the parts 'train' and '{task.held_out}'")
-    return _of_splits(task, named, facts, lambda split: _of_files(named, folder, [fact[0] for fact in facts], split))
+    names = [name for name, *_ in facts if Path(name).parts[0] not in TASKS]  # nothing of another task's folder
+    return _of_splits(task, named, facts, lambda split: _of_files(named, folder, names, split))
 
 
 def _of_packages(task: Task) -> Rows:
@@ -76,18 +77,15 @@ def _of_splits(task: Task, named: str, identity: Any, load: Callable[[str], Any]
 
 def _of_files(named: str, folder: Path, names: list[str], split: str) -> Any:
     """The split that lies in files of that name, as train.jsonl, train-00000-of-00002.parquet or train/a.json.gz."""
-    kinds: dict[str, set[str]] = {}
-    files = []
-    for name in names:
-        kind = documents.kind_of(Path(name))
-        if kind is not None and _split_of(name) is not None:
-            kinds.setdefault(_split_of(name) or "", set()).add(kind)
-            if _split_of(name) == split:
-                files.append(str(folder / name))
-    if not files:
-        documents.require_split(f"{named}, files named {split}.jsonl or {split}.parquet", kinds or ["none"], split)
-    require(len(kinds[split]) == 1, f"{named}: '{split}' is in files of json and of parquet; leave one kind there")
-    return documents.load(named, kinds[split].pop(), here=True, data_files={split: files})
+    kinds = {name: documents.kind_of(Path(name)) for name in names if _split_of(name)}
+    files = [name for name, kind in kinds.items() if kind and _split_of(name) == split]
+    there = sorted({_split_of(name) or "" for name, kind in kinds.items() if kind}) or ["no file of any"]
+    hint = f"{split}.jsonl, {split}-*.parquet or files in {split}/"
+    require(bool(files), f"{named}: has no split '{split}'; it has {', '.join(there)}; it may be {hint}")
+    [kind, *others] = {kinds[name] for name in files}
+    require(not others, f"{named}: '{split}' is in files of json and of parquet; leave one kind there")
+    data_files = {split: [str(folder / name) for name in files]}
+    return documents.load(f"{named}: '{split}'", str(kind), here=True, data_files=data_files)
 
 
 def _split_of(name: str) -> str | None:
@@ -101,6 +99,9 @@ def _split_of(name: str) -> str | None:
 
 def _rows(task: Task, named: str, split: str, found: Any) -> Iterator[Row]:
     number, columns = 0, (*task.columns, "label")
+    names = getattr((found.features or {}).get("label"), "names", task.labels)
+    known = set(names) != set(task.labels) or tuple(names) == task.labels  # names of its own say nothing
+    require(known, f"{named}: the labels of '{split}' are {', '.join(names)}; {task.name} has {_known(task)}")
     for batch in documents.batches(f"{named}: '{split}'", found):
         for column in columns:
             if column not in batch:
@@ -111,7 +112,7 @@ def _rows(task: Task, named: str, split: str, found: Any) -> Iterator[Row]:
                 documents.require_text(f"{where}: {column}", text)
             yield Row(tuple(texts), _label(task, label, where), where)
             number += 1
-    require(number > 0, f"{named}: '{split}' has no rows")
+    require(number > 0, f"{named}: '{split}': has no rows")
 
 
 def _label(task: Task, label: Any, where: str) -> float:
@@ -125,9 +126,12 @@ def _label(task: Task, label: Any, where: str) -> float:
         return task.labels.index(label)
     if number in range(len(task.labels)):
         return int(label)
-    has = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
     hidden = ": it is hidden, as in GLUE's test splits" if label == -1 else ""
-    raise BadInput(f"{where}: label is {_shown(label)}{hidden}; {task.name} has {has}")
+    raise BadInput(f"{where}: label is {_shown(label)}{hidden}; {task.name} has {_known(task)}")
+
+
+def _known(task: Task) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
 
 
 def _shown(label: Any) -> str:

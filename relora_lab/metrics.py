@@ -17,7 +17,9 @@ def scores(metrics: Sequence[str], predictions: np.ndarray, labels: np.ndarray) 
     labels do not vary or are not finite; matthews is 0 where they do not vary.
     """
     predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
-    return {name: _score(name, predictions, labels) for name in metrics}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what does not vary, or hardly
+        return {name: _score(name, predictions, labels) for name in metrics}
 
 
 def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -34,9 +36,7 @@ def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     numbers = np.where(np.isnan(predictions), NUMBER_OF_NONE, predictions)
     if not np.isfinite(numbers).all() or np.ptp(numbers) == 0 or np.ptp(labels) == 0:
         return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly constant
-        return float(correlation(numbers, labels).statistic)
+    return float(correlation(numbers, labels).statistic)
 
 
 def _of_two(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from relora_lab import documents
 from relora_lab.errors import require
 
 SHORTEST, LONGEST = 100, 160  # bytes of a snippet
-HELD_OUT = 0.15  # of a package's snippets, at most
+HELD_OUT, MOST_HELD_OUT = 0.1, 0.2  # of a package's snippets: whole files, in a random order, until there are enough
 MOST = 2000  # snippets of a package, in each part
 
 Snippet = tuple[str, int]  # text, label
@@ -35,9 +35,10 @@ def of_packages(packages: Sequence[str]) -> tuple[list[Snippet], list[Snippet]]:
     training, held_out = [], []
     for files in snippets:
         once = [[text for text in texts if seen[text] == 1] for texts in files]
-        most, held, kept = HELD_OUT * sum(map(len, once)), list[str](), list[str]()
+        total, held, kept = sum(map(len, once)), list[str](), list[str]()
         for texts in once:
-            (held if len(held) + len(texts) <= most else kept).extend(texts)
+            taken = len(held) < HELD_OUT * total and len(held) + len(texts) <= MOST_HELD_OUT * total
+            (held if taken else kept).extend(texts)
         training.append(kept)
         held_out.append(held)
     return _balanced(training), _balanced(held_out)

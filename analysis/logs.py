@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.json
 
 from analysis.cache import remembered
+from analysis.load import METRICS
 from relora_lab.runs import RunFolder
 
 COLUMNS = {
     "metrics": ("step", "loss", "lr", "tokens_per_second"),
-    "eval": ("step", "loss", "perplexity"),
+    "eval": ("step", "loss", "perplexity", *METRICS),
     "norms": ("matrix", "step", "cycle", "moment", "sBA", "A", "B", "W_merged", "delta_W"),
 }
 TEXTS = ("matrix", "moment")

@@ -56,9 +56,14 @@ def layers_of(texts: Iterable[str]) -> list[int]:
     return found
 
 
-def role_key(role: str) -> tuple[int, str]:
-    """Sorts roles as a block runs them: q, k, v, o, gate, up, down (and query, key, value), then others by name."""
-    return ORDER.get(role, len(ROLES)), role
+def role_key(role: str) -> tuple[Any, ...]:
+    """Sorts roles as a block runs them: q, k, v, o, gate, up, down (and query, key, value), then others by name.
+
+    Of those that more of their path tells apart (encoder.SelfAttention.q), an encoder's come first, then attention.
+    """
+    path, _, last = role.rpartition(".")
+    decodes, place = path.partition(".")[0] == "decoder", ORDER.get(last, len(ROLES))
+    return bool(path), decodes, place == len(ROLES), path, place, last
 
 
 def identity(matrix: Any) -> dict[str, Any]:

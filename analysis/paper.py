@@ -7,6 +7,7 @@ from importlib.resources import files
 import pandas as pd
 
 from analysis.load import TOGGLES
+from relora_lab.runs import RunFolder
 
 
 @cache
@@ -55,13 +56,41 @@ def quantity(paper: str, name: str) -> str:
 def row_of(run: pd.Series) -> str | None:
     """The row of P1's tables whose recipe a run (a row of load_runs) follows; None where P1 has no such row.
 
-    P1's LoRA has a base of zero (method low_rank); a random base counts as the same row.
+    P1's LoRA has a base of zero (method low_rank); a random base counts as the same row. Those tables are of training
+    on text: a run that is fine-tuned for a task is in none of them, but in P1's Tables 3 and 8 (row_of_glue).
     """
+    if isinstance(run.get("task"), str):
+        return None
     toggles = toggles_in_words(run)
     if run["method"] == "full":
         return "control" if run["control"] else "full"
     named = {"none": "lora", "warm": "lora + warm start", "restarts + reset + jagged + warm": "relora"}
     return named.get(toggles) if run["method"] in ("lora", "low_rank", "relora") else None
+
+
+def row_of_glue(run: pd.Series) -> tuple[str, str] | None:
+    """(table, row) of P1 whose model, weights and method a run that is fine-tuned has; None where P1 has no such row.
+
+    Of a 350M LLaMA (Table 3, fine-tuned by ReLoRA) the row says how `model.weights`, a run folder, was trained.
+    """
+    method = run["method"]
+    if run["size"] in ("t5-base", "t5-large"):
+        row = {"full": "full fine-tuning", "lora": "lora", "relora": "relora"}.get(method)
+        return None if row is None else ("Table 8", row + " (T5-L)" * (run["size"] == "t5-large"))
+    if run["size"] != "350M" or method != "relora":
+        return None
+    weights = run.get("model.weights")
+    if not isinstance(weights, str):
+        return "Table 3", "not pretrained"
+    before = RunFolder(weights)
+    rows = {"full": "full-rank pretrained", "relora": "relora"}
+    row = rows.get(before.config.method_name) if before.started else None
+    return None if row is None else ("Table 3", row)
+
+
+def of_fine_tuning(paper: str, name: str) -> bool:
+    """Is a table of fine-tuned models?"""
+    return "fine-tuned" in quantity(paper, name)
 
 
 def toggles_in_words(run: pd.Series) -> str:

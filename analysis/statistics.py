@@ -116,7 +116,8 @@ def summarise(runs: pd.DataFrame, *values: str) -> pd.DataFrame:
         done = group[group["state"] == "finished"]
         row: dict[str, object] = {"label": label, "n": len(done)}
         for value in values:
-            row |= {value: float(done[value].mean()), f"{value}_error": standard_error(done[value])}
+            known = done[value].astype(float).dropna()
+            row |= {value: float(known.mean()), f"{value}_error": standard_error(known)}
         rows.append(row | {"remark": "; ".join(_remarks(group, all_seeds))})
     return pd.DataFrame(rows).astype({"label": runs["label"].dtype})
 
@@ -124,13 +125,14 @@ def summarise(runs: pd.DataFrame, *values: str) -> pd.DataFrame:
 def _remarks(group: pd.DataFrame, all_seeds: set[int]) -> Iterator[str]:
     for state, others in group[group["state"] != "finished"].groupby("state"):
         steps = ", ".join(f"at step {step}" for step in sorted(set(others["step"])))
-        yield f"{state} {steps} ({_seeds(others['seed'])})"
+        yield f"{state} {steps} ({seeds_in_words(others['seed'])})"
     missing = all_seeds - set(group["seed"])
     if missing:
-        yield f"{_seeds(missing)} missing"
+        yield f"{seeds_in_words(missing)} missing"
     if (group["state"] == "finished").sum() == 1:
         yield "one seed: no error"
 
 
-def _seeds(seeds: Iterable[int]) -> str:
+def seeds_in_words(seeds: Iterable[int]) -> str:
+    """ "seed 0, 1"."""
     return "seed " + ", ".join(map(str, sorted(seeds)))

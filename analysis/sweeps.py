@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import paired_difference, summarise
+from analysis import measures
+from analysis.measures import Measure
 
 # What a run is called, and what decides how it is watched or on what it runs, not how it trains.
 ASIDE = {"training.seed", "training.reference_step", "training.threads", "training.norms_every"}
@@ -29,11 +30,13 @@ def one_setting(runs: pd.DataFrame) -> pd.DataFrame:
     errors over seeds, and remark are those of statistics.summarise. difference is the held-out loss (nats) less that
     of `less`, the smallest value of the recipe at which a run finished, paired by seed; gap is the loss less that of
     `gap_less`, the label that trains LoRA without restarts and is else like it: of the same rank, base and codes,
-    and settings outside [method]. Both with their 95 % t intervals; NaN where there is nothing to compare. Seeds, and
+    and settings outside [method]. Both with their 95 % t intervals; NaN where there is nothing to compare. Of a task
+    its score stands in place of perplexity, and of the loss that is compared (analysis.measures). Seeds, and
     settings that only decide how a run is watched, are put aside; alpha may follow the rank, and low_rank_lr lr. Rows
     are ordered by setting, recipe (as labels are) and value; empty, with these columns, where none varies alone.
     """
-    measured = summarise(runs, "perplexity", "loss").set_index("label")
+    measure = measures.of_runs(runs)
+    measured = measure.summarise(runs, "loss").set_index("label")
     first = runs.drop_duplicates("label").set_index("label")
     loras, rows = _loras(first), list[dict[str, Any]]()
     for setting in _numeric(first):
@@ -42,9 +45,10 @@ def one_setting(runs: pd.DataFrame) -> pd.DataFrame:
             less = next((label for label in values if measured.loc[label, "n"]), None)
             for label, value in values.items():
                 row = {"setting": setting, "recipe": name, "value": value, "label": label, **measured.loc[label]}
-                row |= _compared(runs, label, less, ("difference", "less", "interval"))
-                rows.append(row | _compared(runs, label, loras.get(label), ("gap", "gap_less", "gap_interval")))
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+                row |= _compared(measure, runs, label, less, ("difference", "less", "interval"))
+                names = ("gap", "gap_less", "gap_interval")
+                rows.append(row | _compared(measure, runs, label, loras.get(label), names))
+    frame = pd.DataFrame(rows, columns=[name.replace("perplexity", measure.column) for name in COLUMNS])
     return frame.astype({"value": float, "label": runs["label"].dtype, "n": int})
 
 
@@ -114,11 +118,13 @@ def _loras(first: pd.DataFrame) -> dict[str, str]:
     return {str(label): loras[key] for label, key in settings.items() if key in loras}
 
 
-def _compared(runs: pd.DataFrame, label: str, less: str | None, names: tuple[str, str, str]) -> dict[str, Any]:
-    """The paired difference of loss, under these names; NaN without another label."""
+def _compared(
+    measure: Measure, runs: pd.DataFrame, label: str, less: str | None, names: tuple[str, str, str]
+) -> dict[str, Any]:
+    """The paired difference, under these names; NaN without another label."""
     difference, other, interval = names
     if less is None or less == label:
         return {difference: math.nan, other: None, f"{interval}_low": math.nan, f"{interval}_high": math.nan}
-    found = paired_difference(runs, label, less)
+    found = measure.paired_difference(runs, label, less)
     low, high = found.interval
     return {difference: found.mean, other: less, f"{interval}_low": low, f"{interval}_high": high}

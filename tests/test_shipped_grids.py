@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from relora_lab import grid
+from relora_lab import grid, tasks
 from relora_lab.settings import RunConfig
 
 # ---- the grids of the package
@@ -20,10 +20,14 @@ COUNTS = {  # rows, seeds
     "reset-rate": (8, 3),
     "resets": (6, 3),
     "table2": (5, 1),
+    "table3": (24, 3),
     "table6": (12, 3),
     "table6-all": (17, 3),
+    "table8": (24, 3),
+    "table9": (11, 3),
     "warm-start": (11, 3),
 }
+FINE_TUNING = ("table3", "table8", "table9")
 SHIPPED = [
     (path.name.removesuffix(".toml"), profile)
     for path in sorted(files("experiments").joinpath("grids").iterdir(), key=lambda path: path.name)
@@ -31,7 +35,8 @@ SHIPPED = [
     for profile in [None, *grid.profiles(path.read_text(encoding="utf-8"))]
 ]
 ON_A_LAPTOP = [(name, profile) for name, profile in SHIPPED if profile == "cpu" or name in ("demo", "resets")]
-OF_P1 = [name for name in COUNTS if name not in ("demo", "methods", "resets")]
+ON_A_LAPTOP = [(name, profile) for name, profile in ON_A_LAPTOP if name not in FINE_TUNING]
+OF_P1 = [name for name in COUNTS if name not in ("demo", "methods", "resets", *FINE_TUNING)]
 
 
 def shipped(name: str, profile: str | None = None, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
@@ -48,6 +53,8 @@ def test_the_grids_are_these_and_each_is_the_same_rows_in_every_profile():
     assert {name for name, _ in SHIPPED} == set(COUNTS)
     for name, profile in SHIPPED:
         rows, seeds = COUNTS[name]
+        if profile == "cpu" and name in FINE_TUNING:
+            rows = {24: 3}.get(rows, rows)  # of one task, not eight
         assert len(by_row(name, profile)) == rows
         assert len(shipped(name, profile)) == rows * (3 if (name, profile) == ("table2", "cpu") else seeds)
 
@@ -71,7 +78,7 @@ def test_a_cpu_profile_is_the_demos_configuration(name, profile):
         assert (settings.optimizer.betas, settings.optimizer.warmup_steps) == ((0.9, 0.95), 100)
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if name not in ("demo", "resets")])
+@pytest.mark.parametrize("name", [name for name in COUNTS if name not in ("demo", "resets", *FINE_TUNING)])
 def test_a_grid_of_a_paper_has_its_sizes_and_a_cpu_profile(name):
     text = grid.read(Path(name))
     assert text.startswith("# ")
@@ -180,6 +187,57 @@ def test_one_setting_grids_vary_what_the_paper_does():
 
 def _restarts(settings: RunConfig) -> int:
     return (settings.low_rank_steps - 1) // settings.method.restart_every
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_grids_of_fine_tuning_have_appendix_b(name):
+    text = grid.read(Path(name))
+    assert text.startswith("# ")
+    assert "# Look at: " in text
+    for profile in [None, *grid.profiles(text)]:
+        cells = shipped(name, profile)
+        assert not list(grid.notes(cells))
+        for settings in cells.values():
+            method = settings.method
+            if settings.method_name == "relora":
+                assert (method.optimizer_reset, method.jagged) == ("magnitude", True)
+            if profile == "cpu":
+                assert (settings.task.name, settings.data.tokenizer) == ("packages", "bytes")
+                continue
+            assert (settings.data.batch_size, settings.data.dataset) == (128, None)
+            assert 1e-4 <= settings.optimizer.lr <= settings.low_rank_lr <= 5e-4
+
+
+def test_table3_and_table8_are_every_recipe_on_every_task():
+    expected = {"table3": ["full-rank", "not-pretrained", "relora"], "table8": ["full", "lora", "relora"]}
+    for name, recipes in expected.items():
+        rows = by_row(name)
+        assert list(rows) == [f"{recipe}-{task}" for recipe in recipes for task in tasks.GLUE]
+        assert all(row.endswith(f"-{settings.task.name}") for row, settings in rows.items())
+    sizes = {profile: {s.model.size for s in by_row("table8", profile).values()} for profile in (None, "large")}
+    assert sizes == {None: {"t5-base"}, "large": {"t5-large"}}
+
+
+def test_table3_begins_with_the_models_of_table2_and_of_the_demo():
+    for profile, runs, before in ((None, "table2-350M", by_row("table2", "350M")), ("cpu", "demo", by_row("demo"))):
+        for row, settings in by_row("table3", profile).items():
+            weights = {"full-rank": "full", "relora": "relora"}.get(row.rpartition("-")[0])
+            assert settings.model.weights == (weights and f"runs/{runs}/{weights}-seed0")
+            assert settings.model.size == before[weights or "full"].model.size
+            assert settings.data.vocabulary == before[weights or "full"].data.vocabulary
+
+
+def test_table9_varies_one_setting_at_a_time_from_a_row_in_common():
+    rows = by_row("table9")
+    common = rows["common"].method
+    assert (common.rank, common.reset_ratio, _restarts(rows["common"])) == (64, 0.9, 5)
+    assert {settings.method.rank for settings in rows.values()} == {16, 32, 64, 128}
+    assert {settings.method.reset_ratio for settings in rows.values()} == {0.85, 0.9, 0.92, 0.95, 0.99}
+    for profile in (None, "cpu"):
+        assert {_restarts(settings) for settings in by_row("table9", profile).values()} == {1, 2, 5, 11}
+    for settings in rows.values():
+        of = ("rank", "reset_ratio", "restart_every")
+        assert sum(getattr(settings.method, name) != getattr(common, name) for name in of) <= 1
 
 
 def test_the_methods_have_p2s_settings():

@@ -156,7 +156,7 @@ def _told_apart(names: list[str]) -> list[str]:
 
 def of_role(role: str) -> str:
     """A role as axes name it: of a long one the ends, which tell it from others."""
-    text = printable(role)
+    text = printable(role).replace("SelfAttention", "self").replace("EncDecAttention", "cross")  # T5's
     return plain(text if len(text) <= LONGEST else f"{text[:8]}…{text[9 - LONGEST :]}")
 
 

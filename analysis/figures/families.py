@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 import pandas as pd
 from matplotlib.axes import Axes
 
+from analysis import measures
 from analysis.figures import TWO_COLUMNS, add_legend, by_label, by_name, handles_of, labelled, split
 from analysis.figures.evaluation_loss import add_curve, evaluations
 from analysis.figures.loss import end_of, over_seeds, show_settled, smoothed
@@ -23,8 +24,8 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     high (the seeds' range), n.
 
     low-rank methods stand beside full rank and plain GaLore, optimizers beside full rank; best of each is the label
-    of lowest mean final loss of either (of runs that finished), beside both baselines. Controls are left out. Empty
-    where all methods are P1's.
+    of lowest mean final loss (highest score of a task) of either, of runs that finished, beside both baselines.
+    Controls are left out. Empty where all methods are P1's.
     """
     if set(runs["method"]) <= set(METHODS):
         return pd.DataFrame()
@@ -97,7 +98,5 @@ def _plain_galore(first: pd.DataFrame) -> list[str]:
 
 
 def _best(runs: pd.DataFrame, labels: Collection[str]) -> str | None:
-    """Of these labels that of the lowest mean final loss; None where no run of theirs finished."""
-    done = runs[(runs["state"] == "finished") & runs["label"].isin(labels)]
-    losses = done.groupby("label", observed=True)["loss"].mean().dropna()
-    return None if losses.empty else str(losses.idxmin())
+    """Of these labels that of the lowest mean final loss, or highest score; None where no run of theirs finished."""
+    return measures.of_runs(runs).best_label(runs[runs["label"].isin(labels)])

@@ -1,4 +1,4 @@
-"""How much better or worse than one of them: differences of held-out loss, paired by seed, with intervals."""
+"""How much better or worse than one of them: differences paired by seed, with intervals."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from analysis import measures
 from analysis.figures import TWO_COLUMNS, add_legend, by_label, labelled, make_higher, plain
-from analysis.statistics import pairs, summarise
+from analysis.measures import Measure
+from analysis.statistics import summarise
 from analysis.tables import show
 from analysis.tables.ablation import HOLM, comparisons, differences, reference
 from relora_lab.errors import printable
@@ -28,8 +30,9 @@ SEED: dict[str, Any] = {"marker": "o", "markersize": 2.8, "markeredgewidth": 0, 
 
 
 def data(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a label and seed: label, less (whose loss is taken off), seed, value (the difference, nats); and of the
-    label its mean, low and high (95 % t interval), bootstrap_low and bootstrap_high, n, p, p (Holm) and remark.
+    """A row a label and seed: label, less (whose loss is taken off), seed, value (the difference of held-out loss,
+    nats, or of a task's score, percentage points), measure (perplexity, or that score's name); and of the label its
+    mean, low and high (95 % t interval), bootstrap_low and bootstrap_high, n, p, p (Holm) and remark.
 
     A label that is not compared (no seed in which both finished, another size) has one row, with n = 0 and a remark
     that says why. Empty where none is. Raises BadInput for runs that are not comparable.
@@ -42,13 +45,15 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
     found = differences(runs, labels, less).drop(columns="signs").rename(columns=NAMES)
     other_size = found["less"].isna()
     found = found.assign(label=labels, less=less, remark=others["remark"].mask(other_size, "another size"))
-    seeds = [_of_seeds(runs, label, less) for label in labels[found["mean"].notna()]]
+    measure = measures.of_runs(runs)
+    seeds = [_of_seeds(measure, runs, label, less) for label in labels[found["mean"].notna()]]
     if not seeds:
         return pd.DataFrame()
     frame = found.merge(pd.concat(seeds), on="label", how="left")
+    frame["measure"] = measure.column
     frame["n"] = frame.groupby("label")["value"].transform("count")
     ends = ["mean", "low", "high", "bootstrap_low", "bootstrap_high"]
-    columns = ["label", "less", "seed", "value", *ends, "n", "p", HOLM, "remark"]
+    columns = ["label", "less", "seed", "value", "measure", *ends, "n", "p", HOLM, "remark"]
     return labelled(frame[columns].astype({"seed": "Int64"}), runs)
 
 
@@ -79,13 +84,15 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"held-out loss less that of {_reference(frame)} (nats); left is better")
+    measure = _measure(frame)
+    side = "right" if measure.more_is_better else "left"
+    ax.set_xlabel(f"{measure.what} less that of {_reference(frame)} ({measure.unit}); {side} is better")
     add_legend(ax, handles=_handles(frame), below=True)
 
 
 def describe(frame: pd.DataFrame) -> str:
     """What each mark is, every mean with its interval, and who is not there."""
-    drawn, missing = [], []
+    drawn, missing, what = [], [], _measure(frame).what
     for label, seeds, _ in by_label(frame, letters=LETTERS):
         about = seeds.iloc[0]
         if not about["n"]:
@@ -105,13 +112,17 @@ def describe(frame: pd.DataFrame) -> str:
     told = comparisons(frame.drop_duplicates("label"), "figure")
     absent = f" Left out: {', '.join(missing)}." if missing else ""
     return (
-        f"Held-out loss less that of {_reference(frame)}, paired by seed. {marks}{told} "
+        f"{what[0].upper()}{what[1:]} less that of {_reference(frame)}, paired by seed. {marks}{told} "
         f"Mean: {'; '.join(drawn)}.{absent}"
     )
 
 
-def _of_seeds(runs: pd.DataFrame, label: str, less: str) -> pd.DataFrame:
-    both = pairs(runs, label, less)
+def _measure(frame: pd.DataFrame) -> Measure:
+    return measures.named(str(frame["measure"].iloc[0]))
+
+
+def _of_seeds(measure: Measure, runs: pd.DataFrame, label: str, less: str) -> pd.DataFrame:
+    both = measure.pairs(runs, label, less)
     return (both[label] - both[less]).rename("value").rename_axis("seed").reset_index().assign(label=label)
 
 

@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.counts import of_runs
-from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, by_name, labelled, plain
+from analysis.figures import CROWD, ONE_COLUMN, add_legend, by_label, by_name, labelled, make_higher, of_role
 from analysis.naming import role_key
 
 ORDER = 5
 SIZE = (ONE_COLUMN, 2.4)
 THRESHOLD = 0.1
+LETTERS = 40  # of all roles, that fit beside each other
 
 
 def data(runs: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +39,11 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         ends = [x - width / 2 for x in left], [x + width / 2 for x in left]
         ax.hlines(rows["at_least"].astype(float), *ends, color="black", linewidth=1.2)
     ax.plot([], [], color="black", linewidth=1.2, label="zero by the rank ceiling")
-    ax.set_xticks(range(len(roles)), list(map(plain, roles)))
+    names = list(map(of_role, roles))
+    upright = sum(map(len, names)) > LETTERS
+    ax.set_xticks(range(len(roles)), names, rotation=90 if upright else 0)
+    if upright:
+        make_higher(ax, SIZE[1] + 0.06 * max(map(len, names)))
     legend_rows = -(-(len(groups) + 1) // 2) if len(groups) < CROWD else 0
     ax.set_ylim(0, (1.05 + 0.16 * legend_rows) * frame["total"].max())
     ax.grid(axis="x", visible=False)

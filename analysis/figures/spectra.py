@@ -46,8 +46,9 @@ def data(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_paper(found: pd.DataFrame) -> pd.DataFrame:
-    """Of these spectra those of the projections that the paper shows."""
-    return found[found["role"].isin(list(PANELS))]
+    """Of these spectra those of the projections that the paper shows; of a model that has none of them (T5) all."""
+    shown = found["role"].isin(list(PANELS))
+    return found[shown] if shown.any() else found
 
 
 def histograms(found: pd.DataFrame, by: Sequence[str] = ("role",), *, upper: float = UPPER) -> pd.DataFrame:

@@ -6,7 +6,8 @@
     out/figures/      NAME.png, NAME.pdf, NAME.svg, and every number drawn as NAME.csv
     out/tables/       NAME.csv (numbers), NAME.tex (booktabs)
 
-Runs of several sizes, which saw as many tokens as suits each, get a section a size. Names of runs are foreign text:
+Runs of several sizes, which saw as many tokens as suits each, get a section a size; so do
+those of several tasks, which are no one table. Names of runs are foreign text:
 they are escaped wherever they are shown.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import figures, modules, output, tables
-from analysis.load import by_size, load_runs, require_comparable
+from analysis.load import by_size_and_task, load_runs, require_comparable
 from analysis.report import latex, markdown, page, provenance
 from analysis.report.findings import about, findings
 from analysis.report.part import Part, Section
@@ -37,11 +38,11 @@ def build(
 
     `own` is a folder of one's own tables and figures, Python files like those of analysis/tables and
     analysis/figures, which are run (analysis/modules.py). Raises BadInput, before anything is written, if runs of
-    one size are not comparable, `out` cannot be written, or one of these files is no table or figure, or fails.
+    one section are not comparable, `out` cannot be written, or one of these files is no table or figure, or fails.
     """
     runs = runs if isinstance(runs, pd.DataFrame) else load_runs(runs)
     out = output.check(out)
-    sizes = by_size(runs)
+    sizes = by_size_and_task(runs)
     for mine in sizes.values():
         require_comparable(mine)
     sections = sections_of(runs, sizes, _modules(own), progress=progress)

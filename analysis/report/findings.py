@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from analysis import tables
+from analysis import measures, tables
 from analysis.report.part import Section
 from analysis.tables.ablation import HOLM
+from relora_lab import tasks
 
 SURE = 0.05
 
@@ -23,13 +24,15 @@ def about(sizes: Mapping[str, pd.DataFrame]) -> str:
 
 def _about(runs: pd.DataFrame) -> str:
     first = runs.iloc[0]
-    seen = int(first["training.steps"] * first["data.batch_size"] * first["data.sequence_length"])
+    examples = int(first["training.steps"] * first["data.batch_size"])
     named, seeds = ", ".join(dict.fromkeys(runs["size"])), sorted(set(runs["seed"]))
     corpus = next((known[:8] for known in runs["corpus"] if isinstance(known, str)), "unknown")
+    seen = f"{examples * int(first['data.sequence_length']):,} tokens of corpus {corpus}"
+    if isinstance(first["task"], str):
+        seen = f"{examples:,} examples of {tasks.resolve(first['task']).title} ({corpus})"
     return (
         f"{len(runs)} run{'s' * (len(runs) > 1)} of size {named}, seed{'s' * (len(seeds) > 1)} "
-        f"{', '.join(map(str, seeds))}, each of {first['training.steps']:,} updates and {seen:,} tokens of corpus "
-        f"{corpus}."
+        f"{', '.join(map(str, seeds))}, each of {first['training.steps']:,} updates and {seen}."
     )
 
 
@@ -54,10 +57,13 @@ def _of_section(frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
 
 
 def _best(measured: pd.DataFrame) -> Iterator[str]:
-    best = measured.dropna(subset="perplexity").sort_values("perplexity", kind="stable").head(3)
+    measure = measures.of_frame(measured)
+    best = measure.best_first(measured).head(3)
     if len(best):
-        told = [f"{row.label} ({tables.show(row.perplexity)})" for row in best.itertuples()]
-        yield f"Lowest perplexity: {', then '.join(told)}."
+        digits = tables.DIGITS.get(measure.column, 3)
+        told = [f"{row['label']} ({tables.show(row[measure.column], digits)})" for _, row in best.iterrows()]
+        which = f"Highest {measure.column} (percent)" if measure.more_is_better else f"Lowest {measure.column}"
+        yield f"{which}: {', then '.join(told)}."
 
 
 def _significance(compared: pd.DataFrame) -> Iterator[str]:
@@ -90,16 +96,17 @@ def _ranks(ranks: pd.DataFrame) -> Iterator[str]:
 
 
 def _differences(compared: pd.DataFrame) -> Iterator[str]:
-    compared = compared.dropna(subset="difference")
+    measure, compared = measures.of_frame(compared), compared.dropna(subset="difference")
+    digits = 4 if measure is measures.PERPLEXITY else 2
     for _, row in compared.iterrows():
         side = "above" if row["difference"] > 0 else "below" if row["difference"] < 0 else "from"
-        low, high = (tables.show(row[f"interval_{end}"], 4) for end in ("low", "high"))
+        low, high = (tables.show(row[f"interval_{end}"], digits) for end in ("low", "high"))
         sure = "one seed, so no interval" if low == "–" else f"95 % interval of the difference {low} to {high}"
         if pd.notna(row[HOLM]):
             several = f" adjusted for {compared[HOLM].count()} comparisons" if compared[HOLM].count() > 1 else ""
             sure += f"; p = {tables.show(row[HOLM])}{several}"
-        gap = f"{abs(row['difference']):.4f} nats {side} that of {row['less']}"
-        yield f"{row['label']}: held-out loss {gap} ({sure})."
+        gap = f"{abs(row['difference']):.{digits}f} {measure.unit} {side} that of {row['less']}"
+        yield f"{row['label']}: {measure.what} {gap} ({sure})."
 
 
 def _remarks(measured: pd.DataFrame) -> Iterator[str]:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pandas as pd
 from tqdm import tqdm
 
-from analysis import paper, tables
+from analysis import measures, paper, tables
 from analysis.modules import is_ours, is_table, name_of
 from analysis.report import drawing, provenance
 from analysis.report.part import Part, Printed, Section, prefixed
@@ -23,7 +23,7 @@ NOTHING = "Nothing to show: none of these runs has come that far."
 def sections_of(
     runs: pd.DataFrame, sizes: Mapping[str, pd.DataFrame], modules: Sequence[ModuleType], *, progress: bool
 ) -> list[Section]:
-    """A section a size, between what is about all sizes together and how each run was made."""
+    """A section a size (or task), between what is about all of them together and how each run was made."""
     across = [module for module in modules if getattr(module, "ACROSS_SIZES", False)]
     within = [module for module in modules if module not in across]
     total = len(across) + len(sizes) * len(within)
@@ -69,20 +69,29 @@ def _part(module: ModuleType, runs: pd.DataFrame, draw: Draw) -> Part:
 
 def _made(module: ModuleType, runs: pd.DataFrame, draw: Draw) -> Part:
     name = name_of(module)
-    title = (module.__doc__ or name).splitlines()[0].rstrip(".")
     nothing = getattr(module, "NOTHING", NOTHING)
     if is_table(module):
         frame = module.table(runs)
+        title = _title(module, frame)
         if frame.empty:
             return Part("tables", name, title, nothing, frame)
         note = _paragraph(module.note(frame) if hasattr(module, "note") else getattr(module, "NOTE", ""))
-        printed = [_printed(*place) for place in getattr(module, "PRINTED", ())]
+        fine_tuned = measures.of_runs(runs) is not measures.PERPLEXITY
+        places = [place for place in getattr(module, "PRINTED", ()) if not fine_tuned or paper.of_fine_tuning(*place)]
+        printed = [_printed(*place) for place in places]
         return Part("tables", name, title, note, frame, tables.shown(frame), printed=printed)
     frame = module.data(runs)
+    title = _title(module, frame)
     if frame.empty:
         return Part("figures", name, title, nothing, frame)
     note = _paragraph(module.describe(frame))
     return Part("figures", name, title, note, frame, drawing=draw(module, frame))
+
+
+def _title(module: ModuleType, frame: pd.DataFrame) -> str:
+    """What a module's `title` says of these numbers, else its docstring's first line."""
+    own = module.title(frame) if hasattr(module, "title") and not frame.empty else None
+    return str(own or (module.__doc__ or name_of(module)).splitlines()[0].rstrip("."))
 
 
 def _paragraph(text: object) -> str:

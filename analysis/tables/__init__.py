@@ -1,6 +1,6 @@
 """One file a table. `table(runs)` is its numbers, its docstring's first line what the report calls it, NOTE what is
-said below them (`note(frame)` where that depends on them). PRINTED names tables of the papers (analysis/paper.py)
-that a report shows beside it, NOTHING says in words why it is empty.
+said below them; `title(frame)` (or None) and `note(frame)` where these depend on them. PRINTED names tables of the
+papers (analysis/paper.py) that a report shows beside it, NOTHING says in words why it is empty.
 
 Columns `x` and `x_error` are a mean and its standard error, `x_low` and `x_high` a range; people read them through
 `shown`. A table that has nothing to say of these runs is empty; one with OPTIONAL = True a report then leaves out.
@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import modules
+from analysis.load import METRICS
 from relora_lab.errors import printable
+from relora_lab.tasks import TASKS
 
 DIGITS = {
     "loss": 4,
@@ -39,6 +41,8 @@ DIGITS = {
     "total_percent_33": 1,
     "of_full_rank_percent": 1,
 }
+DIGITS |= dict.fromkeys([*METRICS, "Avg", *(task.title for task in TASKS.values())], 2)  # percent
+IN_POINTS = ("difference", "interval", "bootstrap", "gap", "gap_interval")  # of scores, no nats
 SIGNIFICANT = ("lr", "low_rank_lr", "relative_τ", "value", "param", "grad", "os", "act", "extra", "total")
 COUNTS = ("below_0.1", "above_0.1", "below_τ")  # means of counts
 HUGE = 1e7  # from here on a number with decimals is written as 1.0e7
@@ -60,16 +64,18 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     Columns that say nothing are left out.
     """
     text: dict[str, pd.Series] = {}
+    of_scores = not set(METRICS).isdisjoint(frame.columns)
     for name in frame.columns:
         stem, kind = _kind(name, frame)
         if kind in ("error", "high"):
             continue
-        values = _texts(frame[name], stem)
+        digits = 2 if of_scores and stem in IN_POINTS else DIGITS.get(stem.partition(" @")[0], 3)
+        values = _texts(frame[name], stem, digits)
         if f"{stem}_error" in frame:
-            errors = _texts(frame[f"{stem}_error"], stem)
+            errors = _texts(frame[f"{stem}_error"], stem, digits)
             values = values.where(errors == "–", values + " ± " + errors)
         if kind == "low":
-            highs = _texts(frame[f"{stem}_high"], stem)
+            highs = _texts(frame[f"{stem}_high"], stem, digits)
             values = values.where(values == highs, values + " … " + highs)
         if not set(values) <= {"", "–"}:
             text[stem.replace("_", " ")] = values
@@ -86,10 +92,9 @@ def _kind(name: str, frame: pd.DataFrame) -> tuple[str, str]:
     return name, "value"
 
 
-def _texts(values: pd.Series, stem: str) -> pd.Series:
+def _texts(values: pd.Series, stem: str, digits: int) -> pd.Series:
     if stem in SIGNIFICANT and pd.api.types.is_float_dtype(values):
         return values.map(lambda value: "–" if pd.isna(value) else f"{value:.3g}").astype(object)
-    digits = DIGITS.get(stem, 3)
     if stem in COUNTS:
         digits = 1 if (values.dropna() % 1).any() else 0
     return values.map(lambda value: show(value, digits)).astype(object)

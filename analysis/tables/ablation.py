@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from analysis import paper
+from analysis import measures, paper
 from analysis.load import TOGGLES
-from analysis.statistics import holm, paired_difference, summarise
+from analysis.statistics import holm
 
 ORDER = 2
 NOTHING = "Nothing to compare: no run of full training, LoRA, a low-rank network or ReLoRA."
@@ -14,33 +14,41 @@ PRINTED = [("P1", "Table 6"), ("P1", "Section 4.2"), ("P1v1", "Table 3")]
 COMPARED = ["difference", "less", "interval_low", "interval_high", "bootstrap_low", "bootstrap_high", "signs", "p"]
 HOLM = "p (Holm)"
 METHODS = ("full", "lora", "low_rank", "relora")  # P1's
-NOTE = (
+DIFFERENCES = (
     "difference: held-out loss (nats) less that of the row under less, paired by seed; interval: its 95 % t "
     "interval; bootstrap: its 95 % percentile bootstrap interval, too narrow with few seeds; signs: seeds in which "
-    "it is below / above zero. P1: 130M on C4, printed; its row without warm start and restarts has a base of zero "
-    "(method low_rank)."
+    "it is below / above zero."
+)
+NOTE = (
+    DIFFERENCES
+    + " P1: 130M on C4, printed; its row without warm start and restarts has a base of zero (method low_rank)."
 )
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a label of one size: its ingredients, n, perplexity, paired difference of loss, P1's perplexity."""
+    """A row a label of one size: its ingredients, n, perplexity (a task's score), paired difference, P1's."""
     runs = runs[~runs["control"] & runs["method"].isin(METHODS)]
     if runs.empty:
         return pd.DataFrame(columns=["label", "difference"])
-    measured = summarise(runs, "perplexity")
+    measure = measures.of_runs(runs)
+    measured = measure.summarise(runs)
     first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
     less = reference(runs)
     compared = differences(runs, measured["label"], less)
-    printed = paper.table("P1", "Table 6")["perplexity"]
-    words = [paper.toggles_in_words(run) for _, run in first.iterrows()]
-    parts = [measured[["label"]], first[list(TOGGLES)], measured[["n", "perplexity", "perplexity_error"]], compared]
-    printed = printed.reindex(words).reset_index(drop=True).rename("P1 perplexity")
-    return pd.concat([*parts, printed, measured["remark"]], axis=1)
+    columns = ["n", measure.column, f"{measure.column}_error"]
+    parts = [measured[["label"]], first[list(TOGGLES)], measured[columns], compared]
+    if measure is measures.PERPLEXITY:
+        words = [paper.toggles_in_words(run) for _, run in first.iterrows()]
+        printed = paper.table("P1", "Table 6")["perplexity"].reindex(words).reset_index(drop=True)
+        parts += [printed.rename("P1 perplexity")]
+    return pd.concat([*parts, measured["remark"]], axis=1)
 
 
 def note(frame: pd.DataFrame) -> str:
     """NOTE, and how many comparisons were made."""
-    return NOTE + comparisons(frame, "table")
+    measure = measures.of_frame(frame)
+    told = NOTE if measure is measures.PERPLEXITY else measure.told(DIFFERENCES)
+    return told + comparisons(frame, "table")
 
 
 def reference(runs: pd.DataFrame) -> str | None:
@@ -76,11 +84,11 @@ def comparisons(frame: pd.DataFrame, what: str) -> str:
 
 
 def difference(runs: pd.DataFrame, label: str, less: str | None) -> dict[str, object]:
-    """Loss of `label` less that of `less`, paired by seed, with intervals, signs and p; None for another size."""
+    """Loss, or score, of `label` less that of `less`, paired by seed: intervals, signs, p; None for another size."""
     sizes = [set(runs.loc[runs["label"] == one, "parameters"]) for one in (label, less)]
     if less is None or label == less or sizes[0] != sizes[1]:  # another model tells nothing of an ingredient
         return dict.fromkeys(COMPARED)
-    found = paired_difference(runs, label, less)
+    found = measures.of_runs(runs).paired_difference(runs, label, less)
     signs = f"{found.signs[0]} / {found.signs[1]}"
     values = (found.mean, less, *found.interval, *found.bootstrap, signs, found.p)
     return dict(zip(COMPARED, values, strict=True))

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from analysis import paper, throughput
+from analysis import measures, paper, throughput
+from analysis.measures import PERPLEXITY
 from analysis.statistics import standard_error, summarise
 from analysis.tables import ablation
 from relora_lab.memory import is_350m, plain_activations
@@ -27,9 +28,12 @@ NOTE = (
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a label: method, n, perplexity, memory, examples a second, P2's. Empty if all methods are P1's."""
+    """A row a label: method, n, perplexity, memory, examples a second, P2's. Empty if all methods are P1's.
+
+    Of tasks too, for P2 has none.
+    """
     measured = summarise(runs, "perplexity")
-    if set(runs["method"]) <= {*ablation.METHODS, "online_relora"}:
+    if set(runs["method"]) <= {*ablation.METHODS, "online_relora"} or measures.of_runs(runs) is not PERPLEXITY:
         return pd.DataFrame()
     first = runs.groupby("label", observed=True).first().loc[measured["label"]]
     speeds = throughput.of_runs(runs).groupby("label", observed=True)["examples"]

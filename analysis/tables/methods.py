@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis.statistics import summarise
+from analysis import measures
 from analysis.tables import ablation
 
 ORDER = 3
@@ -16,17 +16,22 @@ NOTE = (
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a label: method, trained weights, n, loss, perplexity, difference. Empty if all methods are P1's."""
+    """A row a label: method, trained weights, n, loss, perplexity (or score), difference.
+
+    Empty if all methods are P1's.
+    """
     less = ablation.reference(runs)
     if less is None or set(runs["method"]) <= set(ablation.METHODS):
         return pd.DataFrame()
-    measured = summarise(runs, "loss", "perplexity")
+    measure = measures.of_runs(runs)
+    measured = measure.summarise(runs, "loss")
+    columns = ["n", "loss", "loss_error", measure.column, f"{measure.column}_error", "remark"]
     first = runs.groupby("label", observed=True).first().loc[measured["label"]].reset_index(drop=True)
     compared = ablation.differences(runs, measured["label"], less)
     about = first[["method", "trained"]].astype({"trained": "Int64"})
-    return pd.concat([measured[["label"]], about, measured.drop(columns="label"), compared], axis=1)
+    return pd.concat([measured[["label"]], about, measured[columns], compared], axis=1)
 
 
 def note(frame: pd.DataFrame) -> str:
     """NOTE, and how many comparisons were made."""
-    return NOTE + ablation.comparisons(frame, "table")
+    return measures.of_frame(frame).told(NOTE) + ablation.comparisons(frame, "table")

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from analysis import sweeps
+from analysis import measures, sweeps
 
 ORDER = 14
 OPTIONAL = True
@@ -10,8 +10,8 @@ NOTE = (
     "Labels that differ in one numeric setting alone. recipe: what they have in common. Mean ± standard error over "
     "the n seeds that finished. difference: held-out loss (nats) less that of the row under less, the recipe's "
     "smallest value (not its best, which noise would help to choose), paired by seed; interval: its 95 % t interval. "
-    "gap: loss less that of the row under gap less, LoRA without restarts that is else like it, paired by seed; gap "
-    "interval: its 95 % t interval."
+    "gap: the same less that of the row under gap less, LoRA without restarts that is else like it, paired by seed; "
+    "gap interval: its 95 % t interval."
 )
 PRINTED = [("P1", name) for name in ("Section 4.1", "Table 9 (rank)", "Table 9 (pruning)", "Table 9 (reset rate)")]
 PRINTED += [("P1", "Figure 13")]
@@ -22,3 +22,8 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     frame = sweeps.one_setting(runs)
     whole = [int(value) if value.is_integer() else value for value in frame["value"]]
     return frame.assign(value=pd.Series(whole, dtype=object))
+
+
+def note(frame: pd.DataFrame) -> str:
+    """NOTE, of what is compared."""
+    return measures.of_frame(frame).told(NOTE)

@@ -18,8 +18,12 @@ NOTE = (
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a label: its perplexity at each size, and P1's where the size is one of the paper's.
 
-    Empty if all runs are of one size. Raises BadInput if those of one size are not comparable.
+    Empty if all runs are of one size; those of tasks are in the table glue. Raises BadInput if those of one size are
+    not comparable.
     """
+    runs = runs[runs["task"].isna()] if "task" in runs else runs
+    if runs.empty:
+        return pd.DataFrame()
     sizes = by_size(runs)
     for mine in sizes.values():
         require_comparable(mine)

@@ -13,7 +13,7 @@ from analysis.load import METRICS
 from relora_lab.runs import RunFolder
 
 COLUMNS = {
-    "metrics": ("step", "loss", "lr", "tokens_per_second"),
+    "metrics": ("step", "loss", "lr", "tokens", "tokens_per_second"),
     "eval": ("step", "loss", "perplexity", *METRICS),
     "norms": ("matrix", "step", "cycle", "moment", "sBA", "A", "B", "W_merged", "delta_W"),
 }

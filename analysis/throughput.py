@@ -1,4 +1,4 @@
-"""Examples (sequences) a second, from the logs of runs.
+"""Examples (sequences, or a task's inputs) a second, from the logs of runs.
 
 The trainer times each update with its optimizer step, without evaluations, norms, restarts and files. A run's lines
 of what it shares with others (its warm start, often its first cycle) are those of whoever trained that.
@@ -49,7 +49,8 @@ def _of_run(run: pd.Series) -> dict[str, object]:
     low_rank = folder.config.low_rank is not None
     begins = int(run["training.warm_start"]) if low_rank else 0
     lines = logs.read(run["path"], "metrics")
-    speed, trained = lines["tokens_per_second"] / run["data.sequence_length"], lines["step"] > begins
+    tokens = lines["tokens"].diff().fillna(lines["tokens"])  # of each update: inputs of tasks have any length
+    speed, trained = run["data.batch_size"] * lines["tokens_per_second"] / tokens, lines["step"] > begins
     full = speed[trained] if run["method"] == "full" else speed[~trained]
     settings = [value for name, value in run.items() if str(name).startswith("model.") or _field(name) in ALIKE]
     return {

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from relora_lab.divergence import Monitor
 from relora_lab.settings import Divergence
 
-
 CHANCE = math.log(256)
 
 

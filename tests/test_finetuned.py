@@ -10,7 +10,7 @@ import pytest
 from conftest import run
 from scipy import stats
 
-from analysis import figures, load_runs, measures, paper, report, sweeps, tables
+from analysis import figures, load_runs, measures, paper, report, sweeps, tables, throughput
 from analysis.figures import evaluation_loss, one_setting, paired_differences, small_values
 from analysis.load import by_size_and_task, require_comparable
 from analysis.naming import role_key
@@ -66,7 +66,10 @@ def write(path, made, score, state="finished", sha="ab", majority=0.25):
     (path / "environment.json").write_text(json.dumps(about))
     (path / "status.json").write_text(json.dumps(status))
     (path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"step": step, "loss": 1.0, "lr": 1e-3, "tokens_per_second": 100.0} for step in range(1, 61)]
+    lines = [
+        {"step": step, "loss": 1.0, "lr": 1e-3, "tokens": 50 * step, "tokens_per_second": 100.0}
+        for step in range(1, 61)
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -319,3 +322,9 @@ def test_more_is_better_of_scores_and_less_of_perplexity():
     frame = pd.DataFrame({"perplexity": [2.0, 1.0, math.nan], "accuracy": [2.0, 1.0, math.nan]})
     assert measures.PERPLEXITY.best_first(frame)["perplexity"].tolist() == [1, 2]
     assert measures.of_metric("accuracy").best_first(frame)["accuracy"].tolist() == [2, 1]
+
+
+def test_examples_a_second_do_not_depend_on_how_long_they_are(tmp_path):
+    grid(tmp_path, names=("rte",), seeds=(0,))
+    found = throughput.of_runs(load_runs(tmp_path))
+    assert found["examples"].tolist() == [4 * 100 / 50] * len(found)  # a batch of 4 in 50 tokens

@@ -29,7 +29,11 @@ def write(path, settings, loss=1.5, state="finished", speeds=None, evaluated=Non
     environment = {"corpus": corpus, "parameters": {"total": 1000, "trained": 100}}
     (path / "environment.json").write_text(json.dumps(environment))
     (path / "status.json").write_text(json.dumps({"state": state, "step": steps, "steps": steps}))
-    lines = [{"step": step, "loss": loss, "tokens_per_second": speed} for step, speed in (speeds or {}).items()]
+    each = settings.data.batch_size * settings.data.sequence_length
+    lines = [
+        {"step": step, "loss": loss, "tokens": number * each, "tokens_per_second": speed}
+        for number, (step, speed) in enumerate((speeds or {}).items(), 1)
+    ]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     at = (evaluated or {steps: loss}).items()
     lines = [{"step": step, "loss": found, "perplexity": math.exp(found)} for step, found in at]

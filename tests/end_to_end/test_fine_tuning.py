@@ -332,3 +332,24 @@ def test_settings_that_do_not_fit_are_named(parts, says):
 def test_a_t5_needs_a_task(tiny):
     with pytest.raises(BadInput, match=r"model.size: t5-base writes text for a task; name it in \[task\]"):
         changed(tiny, model={"size": "t5-base", "hidden": None, "intermediate": None, "heads": None})
+
+
+# ---- what it learns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "steps", "times"), [("llama", 120, 3), ("t5", 300, 2)])
+def test_the_embedded_task_is_learned_to_several_times_what_the_majority_scores(runs, kind, steps, times):
+    settings = changed(
+        tables(kind),
+        model={"size": {"t5": "t5-demo", "llama": "demo"}[kind], **dict.fromkeys(MODELS[kind].keys() - {"size"})},
+        method={"name": "full"},
+        task={"eval_examples": 300},
+        data={"tokenizer": "bpe", "vocab_size": 2048, "sequence_length": 96, "batch_size": 32},
+        training={"steps": steps, "eval_every": steps, "norms_every": steps},
+        optimizer={"lr": 5e-3, "warmup_steps": 30},
+    )
+    folder = RunFolder(train.run(settings, runs / f"{kind}-learns"))
+    majority = folder.environment["corpus"]["majority"]
+    assert majority == pytest.approx(1 / 6)
+    assert folder.status["score"] > times * majority

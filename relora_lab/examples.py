@@ -84,6 +84,13 @@ class Examples:
         counts = {"training_examples": len(self.train), "held_out_examples": len(self.held_out)}
         return counts | {"truncated": self.truncated, "majority": self.majority}
 
+    def note(self, length: int) -> str:
+        """That inputs were cut at so many tokens, in words; empty if none were."""
+        counts = {"training": len(self.train), "held-out": len(self.held_out)}
+        cut = zip(counts.items(), self.truncated.values(), strict=True)
+        told = [f"{some:,} of {count:,} {part}" for (part, count), some in cut if some]
+        return f"{' and '.join(told)} inputs were cut at {length} tokens (data.sequence_length)" if told else ""
+
     def _part(self, name: str) -> Part:
         return Part(
             *(np.load(self.folder / f"{name}.{what}.npy", mmap_mode="r") for what in ("ids", "ends", "labels"))

@@ -15,6 +15,7 @@ from relora_lab.costs import merging_pays
 from relora_lab.forms import Weight, as_it_is, frozen_weight, low_rank_linear, merged_weight
 from relora_lab.precision import product_dtype
 from relora_lab.quantise import Kind, QuantisedWeight, require_library
+from relora_lab.tied import own_tensors
 
 if TYPE_CHECKING:
     from relora_lab.methods._options import LowRankOptions
@@ -301,24 +302,6 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     own = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict() if key != "bias"}
     weights = {f"{name}.weight": layer.merged_weight().cpu() for name, layer in layers.items()}
     return {name: tensor.cpu() for name, tensor in own_tensors(model).items() if name not in own} | weights
-
-
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict with each tensor once: of tied ones under the first of their names."""
-    return {name: tensor.detach() for name, (tensor, first) in _tensors(model).items() if first == name}
-
-
-def load_own_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give the model what `own_tensors` has taken. Raises RuntimeError for other names or shapes."""
-    tied = {name: tensors[first] for name, (_, first) in _tensors(model).items() if first in tensors}
-    model.load_state_dict({**tensors, **tied})
-
-
-def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, str]]:
-    """The model's state dict, and the first of the names that each tensor has."""
-    every = model.state_dict(keep_vars=True)
-    first = {id(tensor): name for name, tensor in reversed(every.items())}
-    return {name: (tensor, first[id(tensor)]) for name, tensor in every.items()}
 
 
 def _check_rank(rank: int, linear: nn.Linear) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from relora_lab import files, model_files, sizes, tensor_files
 from relora_lab.errors import BadInput, require
-from relora_lab.lowrank import own_tensors
 from relora_lab.runs import RunFolder
 from relora_lab.settings import Model, RunConfig
+from relora_lab.tied import own_tensors
 
 EMBEDDINGS = {"llama": "model.embed_tokens.weight", "t5": "shared.weight"}
 HEADS = ("lm_head.weight", "score.weight")

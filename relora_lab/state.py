@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relora_lab import lowrank, models, schedule
+from relora_lab import lowrank, models, schedule, tied
 from relora_lab.lowrank import LowRankLinear
 from relora_lab.methods import full
 from relora_lab.methods._options import LowRankOptions
@@ -96,7 +96,7 @@ def capture(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
     """The state as named tensors and facts, for RunFolder.save_checkpoint."""
     moments, numbers = optimizer_state.flatten(state.optimizer, state.trained)
     tensors = {
-        "model": lowrank.own_tensors(state.model),
+        "model": tied.own_tensors(state.model),
         "optimizer": moments,
         "start_factors": {
             f"{name}.{factor}": tensor
@@ -119,7 +119,7 @@ def restore(state: TrainState, tensors: Mapping[str, Mapping[str, Tensor]], fact
     """Bring an initial state to where `capture` was called."""
     if facts["low_rank"] and state.config.low_rank:
         begin_low_rank(state, state.config.low_rank)
-    lowrank.load_own_tensors(state.model, tensors["model"])
+    tied.load_own_tensors(state.model, tensors["model"])
     optimizer_state.restore(state.optimizer, state.trained, dict(tensors["optimizer"]), facts.get("optimizer", {}))
     saved, device = tensors["start_factors"], state.config.training.device
     names = sorted({key.rpartition(".")[0] for key in saved})

@@ -54,6 +54,8 @@ def run(
     if not processes.leads():
         _follow(folder, corpus)
         return folder.path
+    if progress and isinstance(corpus, Examples) and (note := corpus.note(config.data.sequence_length)):
+        print(f"note: {note}", file=sys.stderr)
     folder.make()
     with folder.lock(), process.threads(config.training.threads):
         folder.require_same(config)

@@ -175,6 +175,8 @@ def test_inputs_that_were_cut_are_counted(opened):
     long = [{**row, "sentence2": "x" * 100} for row in RTE[:3]]
     found = opened(train=[*long, *RTE], held_out=[*RTE, long[0]], sequence_length=80, text_to_text=True)
     assert found.truncated == {"train": 3, "held_out": 1}
+    counts = f"3 of {len(RTE) + 3} training and 1 of {len(RTE) + 1} held-out"
+    assert found.note(80) == f"{counts} inputs were cut at 80 tokens (data.sequence_length)"
     assert [len(found.train.tokens(i)) for i in range(3)] == [80] * 3
     assert found.train.tokens(0)[-1] == found.eos_token_id
 

@@ -32,7 +32,7 @@ def train(
     """Train one run into a run folder.
 
     Args:
-        config: Settings, a TOML file (the README has one; every field is in relora_lab/settings.py).
+        config: Settings, a TOML file (the README has one; every field is in relora_lab/settings).
         out: The run folder. Default: runs/METHOD-SIZE-SEED-DIGEST.
         resume: Go on with the run in that folder, from its newest checkpoint.
         overrides: Replace one setting, like method.rank=4. Can be given more than once.

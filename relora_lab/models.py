@@ -89,6 +89,13 @@ def of_run(run: RunConfig, vocab_size: int) -> Any:
     return model.to(run.training.device, torch_dtype("bf16" if run.training.precision == "bf16" else "float32"))
 
 
+def without_memory(run: RunConfig, vocab_size: int) -> Any:
+    """The model of a run with names and shapes alone: on torch's meta device."""
+    kind, config = _kind_and_config(run, vocab_size)
+    with torch.device("meta"):
+        return kind(config)
+
+
 def _kind_and_config(run: RunConfig, vocab_size: int) -> tuple[Any, Any]:
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification, T5ForConditionalGeneration
 

@@ -73,6 +73,8 @@ def check(run: RunConfig, vocab_size: int | None) -> None:
     Only headers are read; a vocabulary that is not known yet is not compared. Dimensions that no weight tells (heads,
     the norms' eps) are those of config.json.
     """
+    from relora_lab import models  # which needs this module
+
     model = run.model
     if model.weights is None:
         return
@@ -85,11 +87,15 @@ def check(run: RunConfig, vocab_size: int | None) -> None:
         needed = {f"{matrix.name}.weight": (matrix.rows, matrix.cols) for matrix in sizes.matrices(model.shape)}
         if vocab_size is not None:
             needed[EMBEDDINGS["t5" if model.is_t5 else "llama"]] = (vocab_size, model.shape.hidden)
-        _require_shapes(_stored(folder), needed, run)
+        stored = _stored(folder)
+        _require_shapes(stored, needed, run)
         heads, layers = ("num_heads", "num_layers") if model.is_t5 else ("num_attention_heads", "num_hidden_layers")
         for what, needs in ((heads, model.shape.heads), (layers, model.shape.layers)):
             has, told = config.get(what), what.rpartition("_")[2]
             require(has == needs, f"has {has} {told}, and the model needs {needs} (model.size, model.{told})")
+        # Last, for a model without memory takes a second: what the sizes do not list, as norms and biases.
+        rows = stored[EMBEDDINGS["t5" if model.is_t5 else "llama"]].shape[0]
+        _taken(stored, own_tensors(models.without_memory(run, rows if vocab_size is None else vocab_size)), run)
     except BadInput as error:
         told = str(error).removeprefix(f"{folder}: ")
         raise BadInput(f"model.weights: {folder}: {told}") from None
@@ -102,21 +108,29 @@ def load_into(module: Any, run: RunConfig) -> None:
     """
     folder = folder_of(run.model)
     stored, own = _stored(folder), own_tensors(module)
+    try:
+        taken = _taken(stored, own, run)
+    except BadInput as error:
+        raise BadInput(f"model.weights: {folder}: {error}") from None
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(_read(stored[name].file, name))
+
+
+def _taken(stored: Mapping[str, Stored], own: Mapping[str, Tensor], run: RunConfig) -> list[str]:
+    """Names of the model's own tensors that are in the files. Raises BadInput unless both have the same."""
     needed = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if "score.weight" in needed and (
         "score.weight" not in stored or stored["score.weight"].shape != needed["score.weight"]
     ):
         del needed["score.weight"]
-    try:
-        _require_shapes(stored, needed, run)
-        extra = [name for name in stored if name not in own and name not in (*HEADS, *IN_T5)]
-        extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
-        require(not extra, f"holds {extra[0] if extra else ''}, for which the model has no place")
-    except BadInput as error:
-        raise BadInput(f"model.weights: {folder}: {error}") from None
-    with torch.no_grad():
-        for name in needed:
-            own[name].copy_(_read(stored[name].file, name))
+    tied = "lm_head.weight" in needed and "lm_head.weight" not in stored
+    require(not tied, "has no lm_head.weight: its embeddings are the head, and this model's are not; save it untied")
+    _require_shapes(stored, needed, run)
+    extra = [name for name in stored if name not in own and name not in (*HEADS, *IN_T5)]
+    extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
+    require(not extra, f"holds {extra[0] if extra else ''}, for which the model has no place")
+    return list(needed)
 
 
 def beyond_shapes(model: Model) -> dict[str, Any]:
@@ -131,8 +145,11 @@ def _config(folder: Path, model: Model) -> dict[str, Any]:
     kind, wanted = config.get("model_type"), "t5" if model.is_t5 else "llama"
     require(kind == wanted, f"is a model of type {kind}, and model.size {model.size} is a {wanted}")
     require("quantization_config" not in config, "is quantised; save it dequantised")
-    gated = model.is_t5 and config.get("feed_forward_proj", "relu") != "relu"
-    require(not gated, f"is a gated T5 ({config.get('feed_forward_proj')}), whose head is not its embeddings")
+    if model.is_t5:
+        inner = config.get("feed_forward_proj", "relu")
+        require(inner == "relu", f"has feed_forward_proj {inner}; a T5 here has relu, as the first ones (t5-base)")
+        tied = config.get("tie_word_embeddings", True) and config.get("scale_decoder_outputs", True)
+        require(tied, "is a T5 with a head of its own (tie_word_embeddings); a T5's here is its embeddings")
     return config
 
 

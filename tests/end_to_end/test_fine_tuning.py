@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import assert_near, changed, run, tiny_tables
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    T5ForConditionalGeneration,
+)
 
 from analysis.spectra import delta_spectra
-from relora_lab import config, environment, fine_tuning, objective, sizes, tasks, train
+from relora_lab import config, environment, fine_tuning, models, objective, sizes, tasks, train
 from relora_lab import state as states
 from relora_lab.errors import BadInput, Interrupted
 from relora_lab.fine_tuning import Batch
@@ -295,6 +301,41 @@ def test_weights_that_changed_are_not_resumed(pretrained, tmp_path):
 def test_weights_of_another_model_are_refused_before_anything_is_written(pretrained, tmp_path, model, data, says):
     settings = changed(tables("llama"), model=weights_of(pretrained.path) | model, data=data)
     with pytest.raises(BadInput, match=says):
+        train.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def hub_folder(folder: Path, kind: str, **fields: Any) -> Path:
+    """A model of the shape of MODELS as transformers saves it, but for some fields of its configuration."""
+    shape = changed(tables(kind)).model.shape
+    if kind == "t5":
+        T5ForConditionalGeneration(models.t5_config(shape, vocab_size=258, **fields)).save_pretrained(folder)
+    else:
+        LlamaForCausalLM(models.llama_config(shape, vocab_size=256, **fields)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("llama", {"attention_bias": True}, "self_attn.k_proj.bias, for which the model has no place"),
+        ("t5", {"num_decoder_layers": 3}, "holds decoder.block.2.*, for which the model has no place"),
+        ("t5", {"tie_word_embeddings": False}, "is a T5 with a head of its own"),
+        ("t5", {"feed_forward_proj": "gelu"}, "has feed_forward_proj gelu; a T5 here has relu"),
+    ],
+)
+def test_weights_of_another_function_are_refused_before_anything_is_written(tmp_path, kind, fields, says):
+    weights = hub_folder(tmp_path / "hub", kind, **fields)
+    settings = changed(tables(kind), model={**MODELS[kind], "weights": str(weights)})
+    with pytest.raises(BadInput, match=f"model.weights: .*{says}"):
+        train.run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tied_llama_is_no_beginning_for_training_on_text(tmp_path, tiny):
+    weights = hub_folder(tmp_path / "hub", "llama", tie_word_embeddings=True)
+    settings = changed(tiny, model=weights_of(weights), training={"warm_start": 0})
+    with pytest.raises(BadInput, match="has no lm_head.weight: its embeddings are the head"):
         train.run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

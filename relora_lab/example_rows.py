@@ -43,7 +43,8 @@ def of(task: Task, data: Data) -> Rows:
     name = data.dataset or GLUE
     local = Path(name).expanduser()
     if not documents.is_local(local, name):
-        on_hub = cache(lambda: documents.load(f"data.dataset: {name}", name, task.name))
+        where = f"data.dataset: {name}" + ("" if data.dataset else " (a local copy can be named in its place)")
+        on_hub = cache(lambda: documents.load(where, name, task.name))
         return _of_splits(task, f"data.dataset: {name}/{task.name}", [name], lambda _: on_hub())
     folder = local / task.name if (local / task.name).is_dir() else local
     named, facts = f"data.dataset: {folder}", documents.file_facts("data.dataset", folder)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from relora_lab import files, model_files, sizes, tensor_files
+from relora_lab import files, model_files, sizes, tasks, tensor_files
 from relora_lab.errors import BadInput, require
 from relora_lab.runs import RunFolder
 from relora_lab.settings import Model, RunConfig
@@ -120,9 +120,7 @@ def load_into(module: Any, run: RunConfig) -> None:
 def _taken(stored: Mapping[str, Stored], own: Mapping[str, Tensor], run: RunConfig) -> list[str]:
     """Names of the model's own tensors that are in the files. Raises BadInput unless both have the same."""
     needed = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if "score.weight" in needed and (
-        "score.weight" not in stored or stored["score.weight"].shape != needed["score.weight"]
-    ):
+    if "score.weight" in needed and not _same_labels(stored, needed["score.weight"], run):
         del needed["score.weight"]
     tied = "lm_head.weight" in needed and "lm_head.weight" not in stored
     require(not tied, "has no lm_head.weight: its embeddings are the head, and this model's are not; save it untied")
@@ -131,6 +129,15 @@ def _taken(stored: Mapping[str, Stored], own: Mapping[str, Tensor], run: RunConf
     extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
     require(not extra, f"holds {extra[0] if extra else ''}, for which the model has no place")
     return list(needed)
+
+
+def _same_labels(stored: Mapping[str, Stored], shape: tuple[int, ...], run: RunConfig) -> bool:
+    """Do the weights have a head for the labels of the run's task?"""
+    assert run.task is not None
+    labels = tasks.resolve(run.task.name).labels
+    theirs = tuple(_config(folder_of(run.model), run.model).get("id2label", {}).values())
+    head = stored.get("score.weight")
+    return head is not None and head.shape == shape and (not labels or theirs == labels)
 
 
 def beyond_shapes(model: Model) -> dict[str, Any]:

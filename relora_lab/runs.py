@@ -169,7 +169,10 @@ class RunFolder:
         """How the run ended, in a line."""
         status, final = self.status, self.final_evaluation
         reason = f" ({status['reason']})" if "reason" in status else ""
-        reached = f", {self.measure} {final.get(self.measure)} (loss {final['loss']})" if final else ""
+        value = final.get(self.measure) if final else None
+        reached = (
+            f", {self.measure} {'undefined' if value is None else value} (loss {final['loss']})" if final else ""
+        )
         return f"{self.path}: {self.state}{reason} at step {status.get('step', 0)}{reached}"
 
     # ---- checkpoints

@@ -88,7 +88,9 @@ def test_the_hub_is_asked_for_glue_and_the_task(tmp_path, monkeypatch):
 
 
 def test_without_the_hub_the_dataset_is_named(tmp_path):
-    with pytest.raises(BadInput, match=r"^data.dataset: nyu-mll/glue: cannot be loaded \(") as caught:
+    with pytest.raises(
+        BadInput, match=r"^data.dataset: nyu-mll/glue \(a local copy can be named in its place\): cannot be loaded \("
+    ) as caught:
         examples.open_examples(TASKS["rte"], Data(), tmp_path / "tokens", text_to_text=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "tokens").exists()

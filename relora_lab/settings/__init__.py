@@ -72,6 +72,10 @@ class RunConfig:
         unset = {"corpus": "stdlib", "subset": None, "text_field": "text", "streaming": False, "max_tokens": None}
         given = [f"data.{name}" for name, value in unset.items() if getattr(data, name) != value]
         require(not given, f"{', '.join(given)}: is for training on text; the examples are those of task.name")
+        require(
+            self.training.eval_tokens == Training.eval_tokens,
+            "training.eval_tokens: is of text; how many examples are held out is task.eval_examples",
+        )
         embedded = tasks.resolve(self.task.name).embedded
         require(
             not (embedded and data.dataset), f"data.dataset: {self.task.name} is made here, of the standard library"

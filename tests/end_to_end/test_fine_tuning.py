@@ -1,6 +1,7 @@
 """Fine-tuning: a T5 that writes the label and a LLaMA with a head for it, through the same loop and run folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,21 @@ def test_a_tuned_run_can_be_tuned_further_and_keeps_its_head(runs, tuned):
     assert torch.equal(folder.weight("warm_start", head), first.weight("final", head))
 
 
+def test_a_head_for_other_labels_is_not_taken(runs, tmp_path):
+    first = train.run(changed(tables("llama"), training={"steps": 9}), tmp_path / "first") / "final"
+    about = json.loads((first / "config.json").read_text())
+    about["id2label"] = {number: f"other {number}" for number in about["id2label"]}
+    other = shutil.copytree(first, tmp_path / "other")
+    (other / "config.json").write_text(json.dumps(about))
+    heads = []
+    for weights in (None, first, other):
+        model = MODELS["llama"] | ({"weights": str(weights)} if weights else {})
+        state, _, _ = begin(changed(tables("llama"), model=model), runs)
+        heads.append(state.model.score.weight)
+    assert torch.equal(heads[2], heads[0])
+    assert not torch.equal(heads[1], heads[0])
+
+
 def test_training_on_text_begins_with_weights_too(runs, pretrained, tiny):
     tiny["training"] |= {"warm_start": 0, "steps": 20}
     settings = changed(tiny, model=weights_of(pretrained.path), data={"tokenizer": "model"})
@@ -356,6 +372,7 @@ def test_weights_that_are_not_there_are_named(capsys, tmp_path):
         ({"task": {"eval_examples": 0}}, "task.eval_examples: must be ≥ 1"),
         ({"data": {"corpus": "a.txt"}}, "data.corpus: is for training on text"),
         ({"data": {"dataset": "glue/"}}, "data.dataset: packages is made here"),
+        ({"training": {"eval_tokens": 512}}, "training.eval_tokens: is of text"),
         ({"data": {"tokenizer": "model"}}, "data.tokenizer: 'model' is the one beside model.weights"),
         (
             {"model": {"weights": "x"}, "method": {"name": "lora", "rank": 2, "base": "zero"}},

@@ -228,13 +228,13 @@ def _unknown(name: str, table: str | None, cls: type = RunConfig) -> str:
     if having and table == "method":
         mine, has = methods.name_of(cls), ", ".join(known) or "none"
         return f"method.{name}: is no setting of {mine} but of {', '.join(having)}; it has {has}"
+    if table and name in [part.name for part in fields(RunConfig)]:
+        return f"unknown field '{name}' {where}; it belongs at the top"
     homes = {option: "method" for options in owners.values() for option in options}
     homes |= {part.name: home for home, other in TABLES.items() for part in fields(other)}
     if name in homes:
         of = f" (of {', '.join(having)})" if homes[name] == "method" and len(having) == 1 else ""
         return f"'{name}' belongs under '{homes[name]}'{of}, not {where}"
-    if table and name in [part.name for part in fields(RunConfig)]:
-        return f"unknown field '{name}' {where}; it belongs at the top"
     found = difflib.get_close_matches(name.lower(), [*known, *homes], 1)
     if not found:
         return f"unknown field '{name}' {where}; there are {', '.join(known) or 'none'}"

@@ -33,11 +33,8 @@ def as_text(
     planned = [peak(config)[1].total for config in cells.values() if _is_planned(config)]
     known = [found for found in times.values() if found is not None]
     measured = len(known) == len(times)
-    ahead = (
-        f"about {duration(sum(known) / workers)}"
-        if measured
-        else "unknown: of tasks, and on devices that are not here, none is measured"
-    )
+    why = "tasks are not timed" if any(config.task for config in cells.values()) else "its device is not here"
+    ahead = f"about {duration(sum(known) / workers)}" if measured else f"unknown: {why}"
     said = [
         f"{len(cells)} cells, {total:,} updates; {ended} have ended in {printable(str(out))}.",
         jobs.saved(left),

@@ -92,9 +92,8 @@ class Examples:
         return f"{' and '.join(told)} inputs were cut at {length} tokens (data.sequence_length)" if told else ""
 
     def _part(self, name: str) -> Part:
-        return Part(
-            *(np.load(self.folder / f"{name}.{what}.npy", mmap_mode="r") for what in ("ids", "ends", "labels"))
-        )
+        files = (self.folder / f"{name}.{what}.npy" for what in ("ids", "ends", "labels"))
+        return Part(*(np.lib.format.open_memmap(file, mode="r") for file in files))  # which reads no pickle
 
 
 def open_examples(task: Task, data: Data, cache: Path, *, text_to_text: bool) -> Examples:

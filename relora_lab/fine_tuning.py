@@ -1,6 +1,7 @@
 """Fine-tuning as the loop sees it: a head for labels on a LLaMA, or a T5 that writes the label's text."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Scores:
         return {"loss": self.loss, "score": score, "examples": self.examples, **self.metrics}
 
 
-class _OfExamples:
+class _OfExamples(ABC):
     """What both kinds share: a batch is a function of (seed, step), every epoch a new permutation of the examples."""
 
     headline = "score"
@@ -92,9 +93,9 @@ class _OfExamples:
         """How many tokens are read: padding is none."""
         return int(batch.lengths.sum())
 
+    @abstractmethod
     def predictions(self, batch: Batch) -> int:
         """Over how many predictions the loss is a mean."""
-        raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch."""
@@ -142,15 +143,15 @@ class _OfExamples:
         lengths = torch.tensor([len(tokens) for tokens in inputs])
         return Batch(_padded(inputs, self.examples.pad_token_id), lengths, self._targets(part.labels[chosen]))
 
-    def _targets(self, labels: np.ndarray) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _targets(self, labels: np.ndarray) -> Tensor: ...
 
-    def _loss(self, model: Any, batch: Batch) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _loss(self, model: Any, batch: Batch) -> Tensor: ...
 
+    @abstractmethod
     def _predict(self, model: Any, batch: Batch) -> Tensor:
         """The label of each example (n,); nan where the model says none."""
-        raise NotImplementedError
 
 
 class Classification(_OfExamples):

@@ -187,10 +187,9 @@ def test_padding_changes_nothing(runs, kind):
         assert_near(*found, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("tuned", ["llama"], indirect=True)
 def test_transformers_opens_the_classifier_and_padding_is_its_own(tuned, runs):
-    kind, folder = tuned
-    if kind != "llama":
-        pytest.skip("is about LLaMA")
+    _, folder = tuned
     state, trained_for, read = begin(folder.config, runs)
     theirs = AutoModelForSequenceClassification.from_pretrained(folder.path / "final").eval()
     assert theirs.config.id2label == dict(enumerate(tasks.PACKAGES))
@@ -202,10 +201,9 @@ def test_transformers_opens_the_classifier_and_padding_is_its_own(tuned, runs):
     assert_near([ours], [said], tolerance=1e-5)
 
 
+@pytest.mark.parametrize("tuned", ["t5"], indirect=True)
 def test_transformers_opens_the_t5_and_writes_the_same(tuned, runs):
-    kind, folder = tuned
-    if kind != "t5":
-        pytest.skip("is about T5")
+    _, folder = tuned
     state, trained_for, read = begin(folder.config, runs)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(folder.path / "final").eval()
     state.model.load_state_dict(theirs.state_dict())

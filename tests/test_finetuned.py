@@ -328,3 +328,11 @@ def test_examples_a_second_do_not_depend_on_how_long_they_are(tmp_path):
     grid(tmp_path, names=("rte",), seeds=(0,))
     found = throughput.of_runs(load_runs(tmp_path))
     assert found["examples"].tolist() == [4 * 100 / 50] * len(found)  # a batch of 4 in 50 tokens
+
+
+def test_of_many_tasks_a_report_says_little_of_each(tmp_path):
+    grid(tmp_path / "runs", seeds=(0,))
+    report.build(tmp_path / "runs", tmp_path / "out")
+    said = (tmp_path / "out" / "report.md").read_text().partition("\n## ")[0]
+    assert "24 runs: 3 of sst2, 3 of mnli," in said
+    assert said.count("\n- ") == 2 * len(tasks.GLUE)

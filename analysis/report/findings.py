@@ -10,11 +10,15 @@ from analysis.tables.ablation import HOLM
 from relora_lab import tasks
 
 SURE = 0.05
+MANY = 4  # sections, from more of which on little is told of each
 
 
 def about(sizes: Mapping[str, pd.DataFrame]) -> str:
     """What the runs are, and what the numbers are."""
     told = " ".join(_about(runs) for runs in sizes.values())
+    if len(sizes) > MANY:
+        counts = ", ".join(f"{len(runs)} of {named}" for named, runs in sizes.items())
+        told = f"{sum(map(len, sizes.values()))} runs: {counts}."
     return (
         f"{told} ΔW is what the weights changed by from each run's reference step to its end. Numbers of the papers "
         "(P1: ReLoRA, ICLR 2024; P1v1: its first version; P2: Approximations may be all you need) are printed ones, "
@@ -44,13 +48,18 @@ def findings(sections: Sequence[Section]) -> list[str]:
         frames = {part.name.removeprefix(f"{section.title}-"): part.frame for part in tables_of}
         if "perplexity" in frames:
             before = f"{section.title}: " if section.title else ""
-            told += [before + sentence for sentence in _of_section(frames)]
+            several = len(sections) > MANY
+            told += [before + sentence for sentence in (_in_short if several else _of_section)(frames)]
     return told
 
 
-def _of_section(frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+def _in_short(frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     yield from _best(frames["perplexity"])
     yield from _significance(frames["ablation"])
+
+
+def _of_section(frames: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    yield from _in_short(frames)
     yield from _ranks(frames["ranks"])
     yield from _differences(frames["ablation"])
     yield from _remarks(frames["perplexity"])

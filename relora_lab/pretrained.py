@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +64,14 @@ def tokenizer_of(model: Model) -> str:
 def identity(model: Model) -> str:
     """sha256 of the weights' files and config.json, which decide a run as its settings do."""
     folder = folder_of(model)
-    read = [*model_files.shards(folder), folder / "config.json"]
-    return hashlib.sha256("".join(files.sha256(path) for path in read).encode()).hexdigest()
+    read = [(path, path.stat()) for path in (*model_files.shards(folder), folder / "config.json")]
+    found = [_sha256(path, facts.st_size, facts.st_mtime_ns) for path, facts in read]
+    return hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+@lru_cache  # a run asks several times, and weights have gigabytes
+def _sha256(path: Path, size: int, time: int) -> str:  # noqa: ARG001
+    return files.sha256(path)
 
 
 def check(run: RunConfig, vocab_size: int | None) -> None:

@@ -1,7 +1,7 @@
 """Means with their errors, differences paired by seed, and p-values of several comparisons."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,37 +39,55 @@ def paired_difference(frame: pd.DataFrame, a: str, b: str, *, value: str = "loss
     none left the mean is nan and n is 0. Raises ValueError for a label that is not there, or there twice a seed;
     BadInput, naming what differs, for runs that are not comparable (load.require_comparable).
     """
-    both = pairs(frame, a, b, value=value)
-    differences = both[a] - both[b]
-    signs = int((differences < 0).sum()), int((differences > 0).sum())
-    mean, n, error = float(differences.mean()), len(differences), standard_error(differences)
+    return _paired(pairs(frame, a, b, value=value), {a: 1.0, b: -1.0})
+
+
+def contrast(frame: pd.DataFrame, weights: Mapping[str, float], *, value: str = "loss") -> Paired:
+    """The sum of weight × value over labels, paired by seed: a difference of differences, a mean of differences.
+
+    `frame` and errors as in paired_difference; seeds that one of the labels lacks are left out.
+    """
+    return _paired(by_seed(frame, list(weights), value=value), weights)
+
+
+def _paired(values: pd.DataFrame, weights: Mapping[str, float]) -> Paired:
+    """The weighted sum of columns, a value a row."""
+    sums = (values * pd.Series(weights)).sum(axis=1)
+    signs = int((sums < 0).sum()), int((sums > 0).sum())
+    mean, n, error = float(sums.mean()), len(sums), standard_error(sums)
     half = error * float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
     bootstrap, p = (math.nan, math.nan), math.nan
     if n > 1:
         # Losses that differ by the same amount do so to rounding alone, of which a t test would make p = 1e-30.
-        equal = differences.max() - differences.min() <= 4 * EPS * both.abs().max(axis=None)
-        bootstrap = (mean, mean) if equal else _bootstrap(differences.to_numpy())
+        equal = sums.max() - sums.min() <= 4 * EPS * values.abs().max(axis=None)
+        bootstrap = (mean, mean) if equal else _bootstrap(sums.to_numpy())
         p = math.nan if equal else 2 * float(stats.t.sf(abs(mean) / error, n - 1))
     return Paired(mean, (mean - half, mean + half), n, signs, bootstrap, p)
 
 
 def pairs(frame: pd.DataFrame, a: str, b: str, *, value: str = "loss") -> pd.DataFrame:
     """The values that paired_difference compares: columns a and b, a row a seed that has both."""
+    return by_seed(frame, [a, b], value=value)
+
+
+def by_seed(frame: pd.DataFrame, labels: Sequence[str], *, value: str = "loss") -> pd.DataFrame:
+    """A column a label, a row a seed in which all of them finished and have a value."""
+    labels = list(labels)
     if "label" in frame:
-        missing = {a, b} - set(frame["label"])
+        missing = set(labels) - set(frame["label"])
         if missing:
             raise ValueError(
                 f"no run is labelled '{min(missing)}'; there are {', '.join(map(str, set(frame.label)))}"
             )
-        frame = frame[frame["label"].isin([a, b])]
+        frame = frame[frame["label"].isin(labels)]
         require_comparable(frame)
         if frame.duplicated(["label", "seed"]).any():
             raise ValueError("two runs have the same label and seed")
         if "state" in frame:
             frame = frame[frame["state"] == "finished"]
         frame = frame.assign(label=frame["label"].astype(str)).pivot(index="seed", columns="label", values=value)
-        frame = frame.reindex(columns=[a, b])
-    return frame[[a, b]].astype(float).dropna()
+        frame = frame.reindex(columns=labels)
+    return frame[labels].astype(float).dropna()
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:

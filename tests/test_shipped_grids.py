@@ -14,6 +14,11 @@ from relora_lab.settings import RunConfig
 
 COUNTS = {  # rows, seeds
     "demo": (4, 1),
+    "findings-combinations": (9, 3),
+    "findings-ingredients": (12, 5),
+    "findings-lr-full": (19, 1),
+    "findings-lr-low-rank": (33, 1),
+    "findings-methods": (31, 3),
     "methods": (29, 3),
     "pruning": (11, 3),
     "rank": (9, 3),
@@ -28,6 +33,7 @@ COUNTS = {  # rows, seeds
     "warm-start": (11, 3),
 }
 FINE_TUNING = ("table3", "table8", "table9")
+FINDINGS = tuple(name for name in COUNTS if name.startswith("findings"))
 SHIPPED = [
     (path.name.removesuffix(".toml"), profile)
     for path in sorted(files("experiments").joinpath("grids").iterdir(), key=lambda path: path.name)
@@ -36,7 +42,7 @@ SHIPPED = [
 ]
 ON_A_LAPTOP = [(name, profile) for name, profile in SHIPPED if profile == "cpu" or name in ("demo", "resets")]
 ON_A_LAPTOP = [(name, profile) for name, profile in ON_A_LAPTOP if name not in FINE_TUNING]
-OF_P1 = [name for name in COUNTS if name not in ("demo", "methods", "resets", *FINE_TUNING)]
+OF_P1 = [name for name in COUNTS if name not in ("demo", "methods", "resets", *FINE_TUNING, *FINDINGS)]
 
 
 def shipped(name: str, profile: str | None = None, seeds: Sequence[int] = ()) -> dict[str, RunConfig]:
@@ -78,7 +84,7 @@ def test_a_cpu_profile_is_the_demos_configuration(name, profile):
         assert (settings.optimizer.betas, settings.optimizer.warmup_steps) == ((0.9, 0.95), 100)
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if name not in ("demo", "resets", *FINE_TUNING)])
+@pytest.mark.parametrize("name", [*OF_P1, "methods"])
 def test_a_grid_of_a_paper_has_its_sizes_and_a_cpu_profile(name):
     text = grid.read(Path(name))
     assert text.startswith("# ")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from analysis import tables
 from analysis.load import require_comparable
-from analysis.statistics import holm, paired_difference, standard_error, summarise
+from analysis.statistics import contrast, holm, paired_difference, standard_error, summarise
 from analysis.tables import ablation
 from relora_lab.errors import BadInput
 
@@ -49,6 +49,27 @@ def test_the_interval_is_that_of_a_paired_t_test(a, seed):
     back = paired_difference(wide, "b", "a")
     assert back.mean == -found.mean
     assert back.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+
+
+@given(st.integers(2, 6), st.integers(0, 10**6))
+def test_a_contrast_of_two_rows_is_their_difference_and_one_of_four_a_difference_of_differences(n, seed):
+    a, b, c, d = (column.tolist() for column in np.random.default_rng(seed).normal(size=(4, n)))
+    frame = runs(a=a, b=b, c=c, d=d)
+    assert contrast(frame, {"a": 1, "b": -1}) == paired_difference(frame, "a", "b")
+    found = contrast(frame, {"a": 1, "b": -1, "c": -1, "d": 1})
+    gains = pd.DataFrame({"first": np.subtract(a, b), "second": np.subtract(c, d)})
+    expected = paired_difference(gains, "first", "second")
+    assert found.mean == pytest.approx(expected.mean, abs=1e-12)
+    assert found.interval == pytest.approx(expected.interval)
+    assert contrast(frame, {"a": 0.5, "b": -0.5}).mean == pytest.approx(paired_difference(frame, "a", "b").mean / 2)
+
+
+def test_a_contrast_needs_every_row_in_a_seed():
+    frame = runs(a=[1.0, 2.0, 3.0], b=[0.0, 0.0, 0.0], c=[1.0, 1.0])
+    assert contrast(frame, {"a": 1, "b": 1, "c": -1}).n == 2
+    assert contrast(frame, {"a": 1}).mean == 2.0
+    with pytest.raises(ValueError, match="no run is labelled 'd'"):
+        contrast(frame, {"a": 1, "d": -1})
 
 
 def test_seeds_without_a_partner_and_diverged_runs_are_left_out_and_one_seed_has_no_interval():

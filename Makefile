@@ -12,7 +12,7 @@ test: lint
 
 # Kills, full disks, damage, forged files, two processes on one folder: every try, and a table of what survived.
 faults: .venv/installed
-	$(BIN)/pytest -n 3 tests/faults -m 'faults or not faults'
+	$(BIN)/pytest -n 3 tests/faults -m 'faults or not faults' --faults-csv docs/measured/faults.csv
 
 # FINDINGS.md again: what is trained already is not trained again.
 SWEEP := findings-lr-full findings-lr-low-rank

@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from relora_lab import torchrun
+from relora_lab import __version__, torchrun
 from relora_lab.commands import BAD_INPUT, DONE, FAILED, HELD, folders, looking, say, training
 from relora_lab.errors import BadInput, FolderHeld, Interrupted, NoSpace, one_line
 
@@ -30,6 +30,7 @@ COMMANDS: Commands = {
     "runs": folders.runs,
     "export": folders.export,
 }
+HOW = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)  # --resume alone, no --no-resume; no {None}
 RUNS_COMMANDS: Commands = {"diff": folders.runs_diff, "check": folders.runs_check, "clean": folders.runs_clean}
 
 
@@ -41,8 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    about = "Train by low-rank updates, then look at the rank of what was learned."
+    about = (
+        "Train by low-rank updates, then look at the rank of what was learned. --debug shows where an error is from."
+    )
     commands, program = COMMANDS, "relora-lab"
+    if arguments == ["--version"]:
+        print(f"relora-lab {__version__}")
+        return DONE
     if arguments[:1] == ["runs"] and arguments[1:2] and arguments[1] in RUNS_COMMANDS:
         commands, program, arguments = RUNS_COMMANDS, "relora-lab runs", arguments[1:]
     try:
@@ -64,11 +70,13 @@ def _parsed(commands: Commands, arguments: list[str], program: str, about: str) 
     later = {name: _later(command) for name, command in commands.items()}
     with redirect_stderr(io.StringIO()) as said:
         try:
-            return tyro.extras.subcommand_cli_from_dict(later, args=arguments, prog=program, description=about)
+            return tyro.extras.subcommand_cli_from_dict(
+                later, args=arguments, prog=program, description=about, config=HOW
+            )
         except SystemExit as stop:  # after --help, or with a box of lines on stderr
             if not stop.code:
                 raise
-    inside = [line.strip("│ ") for line in said.getvalue().splitlines() if not re.match(r"[╭╰]|│ ─", line)]
+    inside = [line.strip("│ ") for line in said.getvalue().splitlines() if not re.match(r"[╭╰]|│ ─|[-+| ]+$", line)]
     raise BadInput(" ".join(" ".join(inside).split()))
 
 

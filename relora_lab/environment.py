@@ -81,7 +81,8 @@ def check(config: RunConfig) -> None:
     if device != "cpu":
         device, count = processes.own_device(device), torch.cuda.device_count()
         number = int(device.partition(":")[2] or 0)
-        require(number < count, f"training.device: '{device}' is asked for; torch finds {count} here")
+        found = f"{count} here" if count else "no GPU here (training.device=cpu; of a grid --profile cpu)"
+        require(number < count, f"training.device: '{device}' is asked for; torch finds {found}")
     pretrained.check(config, config.data.vocabulary)
     _check_memory(config)
 

@@ -134,7 +134,9 @@ def _check_parts(grid: Mapping[str, Any], known: Sequence[str], where: str = "")
         require(name not in SETTINGS or isinstance(table, dict), f"{where}base.{name}: is a table of settings")
     for part in ("axes", "rows"):
         for name, table in _table(f"{where}{part}", grid.get(part, {})).items():
-            _table(f"{where}{part}.{name}", table)
+            for below in _table(f"{where}{part}.{name}", table):
+                taken_apart = part == "rows" and below[:1].isdigit()  # by TOML: lr0.01
+                require(not taken_apart, f'{where}rows.{name}: quote a name with a point: [rows."{name}.{below}"]')
 
 
 def _table(name: str, value: Any) -> dict[str, Any]:

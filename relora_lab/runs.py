@@ -59,7 +59,8 @@ class RunFolder:
         if not self.path.exists() or all(path.name.startswith(".") for path in self.path.iterdir()):
             return  # new, or killed before its settings were written
         require(self.started, f"--out {self.path}: exists and is no run folder")
-        require(resume, f"--out {self.path}: holds a run ({self.state}); continue it with --resume")
+        fix = "name another folder" if self.ended else "continue it with --resume"
+        require(resume, f"--out {self.path}: holds a run ({self.state}); {fix}")
 
     @property
     def held(self) -> bool:
@@ -170,9 +171,8 @@ class RunFolder:
         status, final = self.status, self.final_evaluation
         reason = f" ({status['reason']})" if "reason" in status else ""
         value = final.get(self.measure) if final else None
-        reached = (
-            f", {self.measure} {'undefined' if value is None else value} (loss {final['loss']})" if final else ""
-        )
+        told = "undefined" if value is None else f"{value:.5g}"
+        reached = f", {self.measure} {told} (loss {final['loss']:.5g})" if final else ""
         return f"{self.path}: {self.state}{reason} at step {status.get('step', 0)}{reached}"
 
     # ---- checkpoints

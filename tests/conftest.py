@@ -41,6 +41,11 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(GOLDEN / f"{name}.safetensors")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where `make faults` leaves its table."""
+    parser.addoption("--faults-csv", help="the table of what survived as a CSV file")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """What `make faults` prints: how many tries of each experiment (their tests name it) ended as they must."""
     if "faults" not in config.option.markexpr or config.option.markexpr == "not faults":
@@ -52,10 +57,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             if "experiment" in noted and (report.when == "call" or outcome == "error"):
                 tries[noted["experiment"]] += noted.get("tries", 1)
                 survived[noted["experiment"]] += noted.get("survived", int(outcome == "passed"))
+    rows = [(name, count, survived[name]) for name, count in sorted(tries.items())]
     lines = ["| experiment | tries | survived |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {count} | {survived[name]} |" for name, count in sorted(tries.items())]
+    lines += [f"| {name} | {count} | {kept} |" for name, count, kept in rows]
     terminalreporter.section("faults")
     terminalreporter.write("\n".join([*lines, f"| **all** | {tries.total()} | {survived.total()} |", ""]))
+    if config.option.faults_csv:
+        import pandas as pd  # not in every process that a fault strikes
+
+        from analysis import output
+
+        table = pd.DataFrame(rows, columns=["experiment", "tries", "survived"])
+        output.write_csv(Path(config.option.faults_csv), table)
 
 
 @pytest.fixture

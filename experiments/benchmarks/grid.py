@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--many", type=int, default=10_000, help="cells of the grid whose status is asked for")
     parser.add_argument("--on", choices=("local", "ray"), default="local", help="who does what is nothing")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--csv", type=Path, help="a CSV file, a row a number")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         out, cells = Path(folder), grid.cells(GRID, range(given.cells // 2))
@@ -49,6 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
         _pretend(grid.cells(GRID, range(given.many // 2)), out / "many")
         look = [sys.executable, "-m", "relora_lab", "status", str(out / "many")]
         found["status"] = _seconds(lambda: subprocess.run(look, check=True, stdout=subprocess.DEVNULL))
+    if given.csv:
+        from experiments import measured  # pandas; a worker imports what is at the top of this file
+
+        cells_of = {"no-op": given.cells, "ended": given.cells, "status": given.many}
+        rows = [
+            {"case": name, "cells": cells_of[name], "seconds": seconds, "limit": LIMITS[name]}
+            for name, seconds in found.items()
+        ]
+        measured.write(given.csv, rows, on=given.on, workers=given.workers)
     return verdict(found, given.cells, given.many)
 
 

@@ -42,6 +42,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from analysis.spectra import compare, factored_singular_values, singular_values
+from experiments import measured
 from relora_lab import process, sizes
 
 # Ours as a share of the other side's time; of memory, MB (10^6 bytes).
@@ -305,12 +306,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=sizes.SIZES, help="for every case, instead of each case's own")
     parser.add_argument("--layers", type=int, help="layers whose memory is measured (default: all)")
     parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--csv", type=Path, help="a CSV file, a row a case")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, with --out as JSON too; 1 if a limit is not held."""
+    """Print the table, with --out and --csv in files too; 1 if a limit is not held."""
     given = parse(arguments)
     if given.peak_of:
         print(peak(given))
@@ -318,9 +320,12 @@ def main(arguments: Sequence[str]) -> int:
     table, exact = rows(given), zeros(given.size or OWN_SIZE["zeros"])
     show(table, exact)
     if given.out:
-        about = {**{k: v for k, v in vars(given).items() if k not in ("out", "peak_of")}, "torch": torch.__version__}
-        found = {"settings": about, "rows": table, "zeros": exact}
+        about = {k: v for k, v in vars(given).items() if k not in ("out", "csv", "peak_of")}
+        found = {"settings": about | {"torch": torch.__version__}, "rows": table, "zeros": exact}
         given.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if given.csv:
+        errors = [{"case": "zeros", "against": name, "error": error} for name, error in exact["error"].items()]
+        measured.write(given.csv, [*table, *errors], repeats=given.repeats)
     return int(any(line["verdict"] == "over" for line in table))
 
 

@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from experiments.benchmarks import loop, peers, roofline, sides, training
 from experiments.benchmarks.sides import AGREE_LOSS, Begun, Side
@@ -233,6 +234,21 @@ def shown(table: list[Row], form: str) -> None:
         print(form.format(**{name: text(value, FORMS.get(name, ".3f")) for name, value in row.items()}).rstrip())
 
 
+def numbers(table: list[Row], ratios: list[Row]) -> list[Row]:
+    """Both tables as one, a row a number: what a side takes, and ours beside a peer."""
+    of_sides = [
+        {key: row[key] for key in ("case", "precision", "side")} | {"quantity": name, "found": row[name]}
+        for row in table
+        for name in COLUMNS
+    ]
+    of_pairs = [
+        {"case": row["case"], "precision": row["precision"], "side": row["ours"], "peer": row["peer"]}
+        | {"quantity": row["unit"] or "ratio", "found": row["found"], "limit": row["limit"]}
+        for row in ratios
+    ]
+    return [row for row in [*of_pairs, *of_sides] if row["found"] is not None]
+
+
 def text(value: Any, form: str) -> str:
     """A cell of a table."""
     return "–" if value is None else format(value, form) if isinstance(value, float) else str(value)
@@ -258,8 +274,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="turns before the first that counts")
     parser.add_argument("--repeats", type=int, default=7, help="turns that count")
     parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument("--csv", type=Path, help="a CSV file, a row a number")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {given.device}: torch finds no GPU here")
     given.clock = given.clock or training.own_clock(given.device)
     if given.clock == "cpu" and given.device != "cpu":
         parser.error("--clock cpu does not see what a GPU does")
@@ -267,7 +286,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the tables, with --out as JSON too; 1 if a limit is not held."""
+    """Print the tables, with --out and --csv in files too; 1 if a limit is not held."""
     given = parse(arguments)
     with TemporaryDirectory() as folder, process.threads(given.threads):
         if given.peak_of:
@@ -278,9 +297,13 @@ def main(arguments: list[str]) -> int:
         table, ratios = rows(given, arguments, Path(folder))
     show(table, ratios)
     if given.out:
-        about = {k: v for k, v in vars(given).items() if k not in ("out", "peak_of")}
+        about = {k: v for k, v in vars(given).items() if k not in ("out", "csv", "peak_of")}
         found = {"settings": about, "machine": training.machine(given.device), "rows": table, "limits": ratios}
         given.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if given.csv:
+        from experiments import measured  # pandas, which would be in what a peak begins from
+
+        measured.write(given.csv, numbers(table, ratios), given.device, repeats=given.repeats)
     return int(any(row["verdict"] == "over" for row in ratios))
 
 

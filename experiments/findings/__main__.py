@@ -5,8 +5,10 @@ python -m experiments.findings --document  # FINDINGS.md and the figure from the
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -19,6 +21,7 @@ from relora_lab.errors import BadInput, require
 SWEEP = ("findings-lr-full", "findings-lr-low-rank")
 GRIDS = ("findings-ingredients", "findings-combinations", "findings-methods")
 TASKS = ("table3-cpu", "table8-cpu")
+VERSIONS = {"torch": str, "python": str}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,18 +49,21 @@ def measure(runs: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     output.write_csv(out / "rates.csv", rates.of_grids([runs / grid for grid in SWEEP]))
     output.write_csv(out / "runs.csv", measured.of_grids({grid: runs / grid for grid in (*GRIDS, *TASKS)}))
-    report.build([runs / grid for grid in GRIDS], out / "report", progress=True)
+    with TemporaryDirectory() as folder:  # what the page holds anyway, its figures and their numbers, is left behind
+        report.build([runs / grid for grid in GRIDS], Path(folder) / "report", progress=True)
+        shutil.rmtree(out / "report", ignore_errors=True)
+        left = shutil.ignore_patterns("figures", "*.tex", "*.md")
+        shutil.copytree(Path(folder) / "report", out / "report", ignore=left)
 
 
 def write(out: Path, file: Path) -> None:
     """verdicts.csv, the figure and FINDINGS.md, of runs.csv and rates.csv in `out`."""
-    runs, swept = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "rates.csv")
+    runs, swept = pd.read_csv(out / "runs.csv", dtype=VERSIONS), pd.read_csv(out / "rates.csv")
     claims = verdicts.claims()
     found = verdicts.verdicts(claims, runs)
     output.write_csv(out / "verdicts.csv", found)
     drawn = drawing.draw(contrasts, contrasts.of_loss(claims, found))
-    for suffix in ("svg", "png"):
-        files.write_bytes(out / f"contrasts.{suffix}", drawn.files[suffix])
+    files.write_bytes(out / "contrasts.svg", drawn.files["svg"])
     files.write_text(file, document.render(claims, found, runs, swept))
 
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.figures import TWO_COLUMNS, add_legend, make_higher
+from experiments.findings import quotes
 from experiments.findings.verdicts import DOES_NOT, SHOWS, UNTOLD, Claim
 
 SIZE = (TWO_COLUMNS, 1.0)
@@ -14,6 +15,7 @@ ROW = 0.21  # inches
 COLOURS = {SHOWS: "#0072B2", DOES_NOT: "#D55E00", UNTOLD: "#8C8C8C"}
 MARKERS = {SHOWS: "o", DOES_NOT: "X", UNTOLD: "d"}
 LINEAR = 0.02  # nats about 0 that the axis shows as they are
+TICKS = (-0.5, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.5)
 
 
 def of_loss(claims: Sequence[Claim], verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -35,6 +37,7 @@ def draw(frame: pd.DataFrame, ax: Axes) -> None:
         ax.plot([found["low"], found["high"]], [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot(found["mean"], row, color=colour, marker=marker, markersize=4.5, linestyle="none")
     ax.set_xscale("symlog", linthresh=LINEAR)
+    ax.set_xticks(TICKS, [quotes.number(tick, 2) if tick else "0" for tick in TICKS])
     ax.set_yticks(range(len(frame)), [f"{row.title} ({row.paper})" for row in frame.itertuples()])
     ax.set_ylim(len(frame) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)

@@ -39,7 +39,7 @@ def render(claims: Sequence[Claim], verdicts: pd.DataFrame, runs: pd.DataFrame, 
     quoted = quotes.of(runs, verdicts)
     by_claim = {row["claim"]: row for _, row in verdicts.iterrows()}
     grids = _grids(runs)
-    parts = [_template("head.md").format_map(quoted | _counts(claims, verdicts, runs))]
+    parts = [_template("head.md").format_map(quoted | _counts(claims, verdicts, runs, rates))]
     parts += ["\n## Every claim\n\n", *_summary(claims, by_claim)]
     for paper, title in SECTIONS.items():
         parts.append(f"\n## {title}\n")
@@ -55,22 +55,24 @@ def _template(name: str) -> str:
     return files("experiments").joinpath("findings", name).read_text(encoding="utf-8")
 
 
-def _counts(claims: Sequence[Claim], verdicts: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
+def _counts(
+    claims: Sequence[Claim], verdicts: pd.DataFrame, runs: pd.DataFrame, rates: pd.DataFrame
+) -> dict[str, Any]:
     """The numbers of the whole: claims, verdicts of each kind, those that hold after Holm, runs, what a run took."""
     given = verdicts["verdict"].value_counts()
-    sure = verdicts["p_holm"].le(0.05) & verdicts["verdict"].ne(UNTOLD)
+    told = verdicts["p_holm"].notna() & verdicts["verdict"].ne(UNTOLD)
     text = runs[runs["score"].isna()]
     return {
         "claims": len(claims),
         "shows": given.get(SHOWS, 0),
         "does_not": given.get(DOES_NOT, 0),
         "untold": given.get(UNTOLD, 0),
-        "tests": int(verdicts["p"].notna().sum()),
-        "sure": int(sure.sum()),
-        "runs": len(runs),
+        "tests": int(verdicts["p_holm"].notna().sum()),
+        "told": int(told.sum()),
+        "sure": int((told & verdicts["p_holm"].le(0.05)).sum()),
+        "runs": len(runs) + len(rates),
         "rows": runs["label"].nunique(),
         "seconds": f"{text['seconds'].median():.0f}",
-        "hours": f"{runs['seconds'].sum() / 3600:.1f}",
         "torch": ", ".join(sorted(set(runs["torch"]))),
         "python": ", ".join(sorted(set(runs["python"]))),
     }
@@ -92,10 +94,10 @@ def _summary(claims: Sequence[Claim], by_claim: dict[str, Any]) -> Iterator[str]
 
 
 def _section(claim: Claim, found: Any, quoted: dict[str, Any], grids: dict[str, str]) -> Iterator[str]:
-    value, title = VALUES[claim.value], claim.title[0].upper() + claim.title[1:]
+    value = VALUES[claim.value]
     commands = ", ".join(f"`relora-lab grid {grid}`" for grid in dict.fromkeys(grids[row] for row in claim.contrast))
     where = f"{claim.paper}, {claim.where}" if claim.paper != "code" else claim.where
-    yield f'\n### <a id="{claim.id}"></a>{title}: {found["verdict"]}\n\n'
+    yield f'\n### <a id="{claim.id}"></a>{claim.title}: {found["verdict"]}\n\n'
     yield f"{where}: {claim.says.format_map(quoted)}\n\n"
     expected = {"below": "expected below 0", "above": "expected above 0", "same": "expected within"}[claim.expect]
     expected += f" ±{found['margin']:g}" if claim.expect == "same" else ""

@@ -62,14 +62,14 @@ def judge(claim: Claim, found: Paired) -> str:
 
 
 def verdicts(claims: Iterable[Claim], runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a claim: its contrast, mean, interval, p (and after Holm over all), n and verdict.
+    """A row a claim: its contrast, mean, interval, p (and after Holm over all claims of a direction), n and verdict.
 
     `runs` are those of measured.of_grids. Runs that diverged count only where that is the value. Raises ValueError
     for a row or a value that is not there.
     """
     rows = [_row(claim, _paired(claim, runs)) for claim in claims]
     frame = pd.DataFrame(rows)
-    return frame.assign(p_holm=holm(frame["p"]))[COLUMNS]
+    return frame.assign(p_holm=holm(frame["p"].where(frame["expect"] != "same")))[COLUMNS]
 
 
 def _paired(claim: Claim, runs: pd.DataFrame) -> Paired:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from relora_lab.commands import DONE
+from relora_lab.commands import DONE, default
 
 
 def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
@@ -21,12 +21,15 @@ def runs(folder: Annotated[Path, tyro.conf.Positional] = Path("runs")) -> int:
     return DONE
 
 
-def export(run: Annotated[Path, tyro.conf.Positional], out: Path | None = None) -> int:
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path | None, default("RUN-adapter, beside the run")] = None,
+) -> int:
     """Write what a low-rank run trained as a PEFT LoRA adapter to its warm_start/: the run's own factors, unmerged.
 
     Args:
         run: A run folder.
-        out: The adapter's folder. Default: RUN-adapter, beside the run: in its folder is what the run wrote alone.
+        out: The adapter's folder; not the run's, in which is what the run wrote alone.
     """
     from relora_lab import adapters
     from relora_lab.errors import printable

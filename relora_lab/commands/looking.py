@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from relora_lab.commands import DONE, PARTIAL, say
+from relora_lab.commands import DONE, PARTIAL, default, say
 
 
 def report(
@@ -40,7 +40,7 @@ def report(
 def spectrum(
     start: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="START")],
     finals: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FINAL ...]")] = (),
-    threshold: tyro.conf.UseAppendAction[tuple[float, ...]] = (),
+    threshold: Annotated[tyro.conf.UseAppendAction[tuple[float, ...]], default("0.1")] = (),
     match: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     role: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
@@ -50,8 +50,8 @@ def spectrum(
     out: Path | None = None,
     method: Literal["auto", "gram", "svd"] = "auto",
     device: str = "cpu",
-    workers: int | None = None,
-    cache: bool = True,
+    workers: Annotated[int | None, default("as many as there are cores")] = None,
+    cache: Annotated[bool, default("remember")] = True,
 ) -> int:
     """Singular values of what two models differ by: counts, ranks, figures. No training stack is loaded.
 
@@ -59,9 +59,9 @@ def spectrum(
         start: A run folder (its warm_start/), a Hugging Face folder, a safetensors file, or a name on the hub.
         finals: One or more of the same (of a run folder final/), or PEFT LoRA adapters to START. Without one, the
             run folder START is meant twice.
-        threshold: Count singular values below and above this. Can be given more than once. Default: 0.1.
-        match: Only matrices whose name fits, like '*.q_proj'. Can be given more than once.
-        role: Only matrices of this role, like q. Can be given more than once.
+        threshold: Count singular values below and above this. Can be given more than once.
+        match: Only matrices whose name matches, like '*.q_proj'. Can be given more than once.
+        role: Only matrices of this role: q, k, v, o, gate, up or down in a LLaMA. Can be given more than once.
         layer: Only this layer, or these (0-3). Can be given more than once.
         vectors: Also how ΔW lies to the directions of W, intruder dimensions, and what several ΔW have in common.
         tail: Also the exponent of a power law fitted to the largest values.
@@ -69,8 +69,8 @@ def spectrum(
         out: Write spectra, counts and matrices as parquet (and CSV), and figures, into this folder.
         method: auto takes known factors where that is sooner; gram and svd take the weights.
         device: Where to compute: cpu, cuda.
-        workers: Matrices worked on at a time, one thread each. Default: as many as there are cores.
-        cache: Remember what was measured, so that a second look is immediate.
+        workers: Matrices worked on at a time, one thread each.
+        cache: Do not remember what was measured, which makes a second look immediate.
     """
     from analysis import look, output
     from analysis.naming import Selection, layers_of
@@ -104,8 +104,8 @@ def spectrum(
 
 def plan(
     config: Annotated[Path | None, tyro.conf.Positional] = None,
-    size: str | None = None,
-    rank: int | None = None,
+    size: Annotated[str | None, default("350M")] = None,
+    rank: Annotated[int | None, default("256")] = None,
     overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
     tflops: float | None = None,
     json: bool = False,
@@ -114,10 +114,10 @@ def plan(
 
     Args:
         config: Settings, a TOML file: print what the run holds at each moment that can be its peak.
-        size: Size of the table, without a config file. Default: 350M.
-        rank: Rank of the table, without a config file. Default: 256.
+        size: Size of the table, without a config file.
+        rank: Rank of the table, without a config file.
         overrides: Replace one setting of the file, like method.rank=4. Can be given more than once.
-        tflops: What a GPU really does in a second, to say how many GPU-hours a config file's run is.
+        tflops: TFLOP/s that a GPU really reaches (70, say): print the GPU-hours of the config file's run, too.
         json: Print unrounded numbers as JSON.
     """
     from relora_lab.errors import require

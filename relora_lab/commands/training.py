@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from relora_lab.commands import DIVERGED, DONE, FAILED, say
+from relora_lab.commands import DIVERGED, DONE, FAILED, default, say
 from relora_lab.commands.looking import report
 
 if TYPE_CHECKING:
@@ -21,24 +21,24 @@ Where = Literal["local", "ray", "slurm"]
 
 def train(
     config: Annotated[Path, tyro.conf.Positional],
-    out: Path | None = None,
+    out: Annotated[Path | None, default("runs/METHOD-SIZE-SEED-DIGEST")] = None,
     resume: bool = False,
     overrides: Annotated[tyro.conf.UseAppendAction[list[str]], tyro.conf.arg(name="set")] = [],  # noqa: B006
     precision: Literal["float32", "bf16-autocast", "bf16"] | None = None,
     compile: tyro.conf.FlagCreatePairsOff[bool] = False,  # noqa: A002
-    share: bool = True,
+    share: Annotated[bool, default("share")] = True,
     track: Tracker = None,
 ) -> int:
     """Train one run into a run folder.
 
     Args:
         config: Settings, a TOML file (the README has one; every field is in relora_lab/settings).
-        out: The run folder. Default: runs/METHOD-SIZE-SEED-DIGEST.
-        resume: Go on with the run in that folder, from its newest checkpoint.
+        out: The run folder.
+        resume: Go on with the run in that folder, from its newest checkpoint; begin if there is none.
         overrides: Replace one setting, like method.rank=4. Can be given more than once.
         precision: In place of training.precision.
         compile: Set training.compile: a minute at each start, then faster steps.
-        share: Share the full-rank beginning with other runs beside this one, through .stages/.
+        share: Do not share the full-rank beginning with other runs beside this one, through .stages/.
         track: Show the numbers in TensorBoard (in .tensorboard beside the run) or Weights & Biases too.
     """
     from relora_lab import torchrun
@@ -67,10 +67,10 @@ def train(
 
 def grid(
     declared: Annotated[Path, tyro.conf.Positional],
-    out: Path | None = None,
+    out: Annotated[Path | None, default("runs/NAME, or runs/NAME-PROFILE")] = None,
     on: Where = "local",
-    workers: int | None = None,
-    seeds: tuple[int, ...] = (),
+    workers: Annotated[int | None, default("2 here, 100 elsewhere")] = None,
+    seeds: Annotated[tuple[int, ...], default("the grid's own")] = (),
     profile: str | None = None,
     dry_run: bool = False,
     track: Tracker = None,
@@ -79,10 +79,11 @@ def grid(
     """Train every run of a grid, then report. Done again, the command goes on where it was stopped.
 
     Args:
-        declared: A TOML file of axes, rows and seeds, or the name of one that comes along, like table6.
-        out: Folder of the runs and of the report. Default: runs/NAME, or runs/NAME-PROFILE.
+        declared: A TOML file of axes, rows and seeds, or the name of one that comes along, like table6 (the README
+            lists them).
+        out: Folder of the runs and of the report.
         on: Who trains: processes of this machine, a Ray cluster, or a SLURM queue (docs/scaling.md).
-        workers: Runs that are trained at the same time, or are in the queue (default: 2 here, 100 elsewhere).
+        workers: Runs that are trained at the same time, or are in the queue.
         seeds: Seeds in place of the grid's own. Compare runs of one seed: they see the same batches.
         profile: Settings for another machine or model, as the grid declares them: cpu, say, for a laptop.
         dry_run: Only say what would be trained, and what that takes in memory and time.
@@ -162,7 +163,11 @@ def _trained_and_reported(
     return FAILED if failures else reported
 
 
-def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...] = ()) -> int:
+def demo(
+    out: Path = Path("runs/demo"),
+    workers: int = 2,
+    seeds: Annotated[tuple[int, ...], default("0")] = (),
+) -> int:
     """Train full, LoRA, LoRA + warm start and ReLoRA on real text, and report what rank their updates had.
 
     Takes about 3 minutes on two cores. Ends with a table and the path of a report that a browser opens.
@@ -170,7 +175,7 @@ def demo(out: Path = Path("runs/demo"), workers: int = 2, seeds: tuple[int, ...]
     Args:
         out: Folder of the four runs. Done again, the command goes on where it was stopped.
         workers: Processes that train at the same time, one thread each.
-        seeds: Train the four with each of these seeds (default: 0).
+        seeds: Train the four with each of these seeds.
     """
     return grid(Path("demo"), out, workers=workers, seeds=seeds)
 

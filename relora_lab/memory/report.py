@@ -99,4 +99,5 @@ def _hours(work: float, speed: float | None) -> str:
     if speed is None:
         return "; --tflops says how many GPU-hours that is"
     hours = work / (speed * 1e12) / 3600
-    return f": {hours:,.{0 if hours >= 100 else 1}f} GPU-hours at {speed:g} TFLOP/s"
+    told = f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
+    return f": {told} GPU-hours at {speed:g} TFLOP/s"

@@ -52,7 +52,7 @@ def measure(runs: Path, out: Path) -> None:
     with TemporaryDirectory() as folder:  # what the page holds anyway, its figures and their numbers, is left behind
         report.build([runs / grid for grid in GRIDS], Path(folder) / "report", progress=True)
         shutil.rmtree(out / "report", ignore_errors=True)
-        left = shutil.ignore_patterns("figures", "*.tex", "*.md")
+        left = shutil.ignore_patterns("figures", "*.tex", "*.md", ".*")
         shutil.copytree(Path(folder) / "report", out / "report", ignore=left)
 
 

@@ -27,6 +27,7 @@ VALUES = {  # what a contrast is of
     "effective": "effective rank of ΔW, mean over matrices",
     "below": "percent of ΔW's singular values below 0.1",
     "high": "percent of ΔW's singular values ≥ 1.5",
+    "drawn_high": "percent of singular values ≥ 1.5, as P1 draws them",
     "largest": "largest singular value of ΔW",
     "to_full": "distance of ΔW's spectrum to full training's",
     "W_drop": "largest share of its norm that a merged W loses at a restart",

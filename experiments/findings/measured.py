@@ -14,17 +14,20 @@ from analysis.measures import of_runs as measure_of
 from experiments.findings.rates import rate
 from relora_lab.runs import RunFolder
 
+HIGH = 1.5  # singular values that P1 calls exceptionally high
 EARLY = 50  # updates: those of GaLore's first subspace
 ABOUT = ["run", "label", "seed", "method", "size", "state", "step", "loss", "perplexity"]
 
 
 def of_grids(folders: Mapping[str, Path]) -> pd.DataFrame:
     """The runs of several grids, by name: `grid`, then of_runs' columns. Runs on text are measured together, so that
-    one grid's can be told by the full run of another; each task's by themselves."""
+    one grid's can be told by the full run of another; each task's by themselves, their labels with the table's name:
+    "table8/lora-packages"."""
     text = [grid for grid, folder in folders.items() if load_runs(folder)["task"].isna().all()]
     frames = [of_runs(load_runs([folders[grid] for grid in text]))] if text else []
-    for grid in folders.keys() - set(text):
-        frames += [of_runs(mine) for mine in by_size_and_task(load_runs(folders[grid])).values()]
+    for grid in [grid for grid in folders if grid not in text]:
+        found = [of_runs(mine) for mine in by_size_and_task(load_runs(folders[grid])).values()]
+        frames += [mine.assign(label=f"{grid.partition('-')[0]}/" + mine["label"]) for mine in found]
     by_folder = {folder.resolve(): grid for grid, folder in folders.items()}
     found = pd.concat(frames, ignore_index=True)
     found.insert(0, "grid", [by_folder[Path(path).resolve().parent] for path in found.pop("path")])
@@ -42,7 +45,8 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
     restart. Of ΔW: rank and ceiling (means over matrices), gap (the largest difference of the two), zero (percent of
     its values that are 0 by rank), effective (mean effective rank), below and high (percent of σ < 0.1 and ≥ 1.5),
     largest (σ1 of any matrix), to_full (Wasserstein distance of its pooled σ to those of the full run of its seed).
-    product_below, product_high: the same percentages of s·B·A itself, of runs that are nothing else (P1's LoRA).
+    product_high: percent of σ ≥ 1.5 of s·B·A itself, of runs that are nothing else (P1's LoRA); drawn_high: that, or
+    else high, as P1 draws them.
     """
     found = runs[[*ABOUT, "path"]].astype({"label": str})
     found["lr"] = [rate(RunFolder(path).config) for path in runs["path"]]
@@ -56,7 +60,7 @@ def of_runs(runs: pd.DataFrame) -> pd.DataFrame:
     found["early"] = [logs.read(path, "metrics")["loss"][:EARLY].mean() for path in runs["path"]]
     for values in (_of_restarts(runs), _of_norms(runs), _of_overlaps(runs), _of_updates(runs), _of_products(runs)):
         found = found.join(values, on="path" if values.index.name == "path" else "run")
-    return found
+    return found.assign(drawn_high=found["product_high"].fillna(found["high"]))
 
 
 def _seconds(path: str) -> float:
@@ -108,7 +112,7 @@ def _of_updates(runs: pd.DataFrame) -> pd.DataFrame:
     found["effective"] = counts.rank_measures(sigma).groupby("run")["effective_rank"].mean()
     found["below"] = 100 * totals["below"] / totals["total"]
     pooled = sigma.groupby("run")["sigma"]
-    found["high"], found["largest"] = 100 * pooled.apply(lambda s: (s >= 1.5).mean()), pooled.max()
+    found["high"], found["largest"] = 100 * pooled.apply(_share_high), pooled.max()
     return found.assign(to_full=_to_full(runs, sigma))
 
 
@@ -126,13 +130,16 @@ def _to_full(runs: pd.DataFrame, sigma: pd.DataFrame) -> pd.Series:
 
 
 def _of_products(runs: pd.DataFrame) -> pd.DataFrame:
-    """product_below and product_high, by run."""
+    """product_high, by run."""
     found = products.of_runs(runs)
     if found.empty:
-        return _frame({}, ["product_below", "product_high"], "run")
+        return _frame({}, ["product_high"], "run")
     sigma = found[found["product"]].groupby("run")["sigma"]
-    shares = {"product_below": (lambda s: (s < 0.1).mean()), "product_high": (lambda s: (s >= 1.5).mean())}
-    return pd.DataFrame({name: 100 * sigma.apply(share) for name, share in shares.items()})
+    return (100 * sigma.apply(_share_high)).rename("product_high").to_frame()
+
+
+def _share_high(sigma: pd.Series) -> float:
+    return float((sigma >= HIGH).mean())
 
 
 def _frame(found: Mapping[str, Mapping[str, float]], columns: list[str], index: str = "path") -> pd.DataFrame:

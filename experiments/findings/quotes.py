@@ -46,17 +46,23 @@ def of(runs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
 
 
 def mean(runs: pd.DataFrame, value: str, row: str) -> str:
-    """ "1.512 ± 0.003", over seeds; one number where all are equal. Runs that did not finish count for OF_ALL."""
+    """ "1.512 ± 0.003", over seeds; one number where all are equal to its digits; "3 of 5" seeds that diverged.
+
+    Runs that did not finish count for OF_ALL alone.
+    """
     mine = runs[runs["label"] == row]
     if value not in OF_ALL:
         mine = mine[mine["state"] == "finished"]
     known = mine[value].dropna().astype(float)
     if known.empty:
         raise KeyError(row)
+    if value == "diverged":
+        return f"{known.sum():.0f} of {len(known)}"
     digits = DIGITS.get(value, (1, 1))[0]
-    if known.nunique() == 1:
-        return number(known.iloc[0], digits)
-    return f"{number(known.mean(), digits)} ± {number(standard_error(known), digits)}"
+    told, error = number(known.mean(), digits), number(standard_error(known), digits)
+    if known.nunique() > 1 and error.strip("0."):
+        return f"{told} ± {error}"
+    return number(known.mean(), 0) if known.iloc[0].is_integer() and known.nunique() == 1 else told
 
 
 def difference(verdict: "pd.Series[Any]") -> str:

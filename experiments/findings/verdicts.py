@@ -47,9 +47,9 @@ def claims() -> list[Claim]:
 def judge(claim: Claim, found: Paired) -> str:
     """The verdict, by the 95 % t interval of the contrast.
 
-    A direction is shown if the interval lies on its side of 0 whole, and not shown if it lies on the other side, or
-    within ±margin. Sameness is shown if it lies within ±margin, and not shown if it lies outside that. Else it cannot
-    be told; nor from fewer than two seeds.
+    A direction is not shown if the interval lies within ±margin, or whole on the other side of 0; it is shown if it
+    lies whole on its side. Sameness is shown if it lies within ±margin, and not shown if it lies outside that. Else,
+    and from fewer than two seeds, it cannot be told.
     """
     low, high = found.interval
     if found.n < 2 or math.isnan(low):
@@ -58,7 +58,7 @@ def judge(claim: Claim, found: Paired) -> str:
     if claim.expect == "same":
         return SHOWS if small else DOES_NOT if low > claim.within or high < -claim.within else UNTOLD
     as_claimed, opposite = (high < 0, low > 0) if claim.expect == "below" else (low > 0, high < 0)
-    return SHOWS if as_claimed else DOES_NOT if opposite or small else UNTOLD
+    return DOES_NOT if small or opposite else SHOWS if as_claimed else UNTOLD
 
 
 def verdicts(claims: Iterable[Claim], runs: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ ROW = 0.21  # inches
 COLOURS = {SHOWS: "#0072B2", DOES_NOT: "#D55E00", UNTOLD: "#8C8C8C"}
 MARKERS = {SHOWS: "o", DOES_NOT: "X", UNTOLD: "d"}
 LINEAR = 0.02  # nats about 0 that the axis shows as they are
-TICKS = (-0.5, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.5)
+TICKS = (-0.5, -0.1, -0.02, -0.01, 0, 0.01, 0.02, 0.1, 0.5)
 
 
 def of_loss(claims: Sequence[Claim], verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -69,7 +69,10 @@ def verdicts(claims: Iterable[Claim], runs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = [_row(claim, _paired(claim, runs)) for claim in claims]
     frame = pd.DataFrame(rows)
-    return frame.assign(p_holm=holm(frame["p"].where(frame["expect"] != "same")))[COLUMNS]
+    frame["p_holm"] = holm(frame["p"].where(frame["expect"] != "same"))
+    numbers = frame[["mean", "low", "high", "p", "p_holm"]]
+    frame[numbers.columns] = numbers.map(lambda number: float(f"{number:.8g}"))  # on any machine
+    return frame[COLUMNS]
 
 
 def _paired(claim: Claim, runs: pd.DataFrame) -> Paired:

@@ -277,8 +277,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, help="a CSV file, a row a number")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.device != "cpu" and not torch.cuda.is_available():
-        parser.error(f"--device {given.device}: torch finds no GPU here")
     given.clock = given.clock or training.own_clock(given.device)
     if given.clock == "cpu" and given.device != "cpu":
         parser.error("--clock cpu does not see what a GPU does")
@@ -286,8 +284,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the tables, with --out and --csv in files too; 1 if a limit is not held."""
+    """Print the tables, with --out and --csv in files too; 1 if a limit is not held, 2 without the device."""
     given = parse(arguments)
+    if given.device != "cpu" and not torch.cuda.is_available():
+        print(f"--device {given.device}: torch finds no GPU here", file=sys.stderr)
+        return 2
     with TemporaryDirectory() as folder, process.threads(given.threads):
         if given.peak_of:
             of = json.loads(given.peak_of)

@@ -15,7 +15,7 @@ from analysis import load_runs
 from analysis.statistics import Paired
 from experiments.findings import __main__ as command
 from experiments.findings import measured, quotes, rates, verdicts
-from relora_lab import grid, train
+from relora_lab import grid, sizes, train
 
 BETAS = {"0.95", "0.999"}  # which are set
 MEASURED = ROOT / "docs" / "findings"
@@ -94,6 +94,21 @@ def test_the_chosen_rate_is_the_lowest_near_the_best(swept):
         finished = mine[mine["state"] == "finished"]
         near = finished[finished["loss"] <= finished["loss"].min() + rates.TIE]
         assert mine.loc[mine["chosen"], "lr"].tolist() == [near["lr"].min()]
+
+
+def test_what_was_run_is_what_the_grids_say():
+    text = " ".join((ROOT / "FINDINGS.md").read_text().split())
+    run = CELLS["relora"]
+    shape, data, training, method = run.model.shape, run.data, run.training, run.method
+    assert shape.layers == 2
+    for told in (
+        f"{sizes.count_parameters(shape, vocab_size=data.vocabulary)[0]:,} parameters (width {shape.hidden}, two blocks)",
+        f"{training.steps} updates of {data.batch_size} × {data.sequence_length} bytes, rank {method.rank}, "
+        f"a warm start of {training.warm_start} updates",
+        f"restarts every {method.restart_every} after that, {100 * method.reset_ratio:.0f} % of the moments",
+        f"ΔW counts from update {training.reference} for all",
+    ):
+        assert told in text
 
 
 # ---- the rule

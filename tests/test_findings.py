@@ -100,9 +100,10 @@ def test_what_was_run_is_what_the_grids_say():
     text = " ".join((ROOT / "FINDINGS.md").read_text().split())
     run = CELLS["relora"]
     shape, data, training, method = run.model.shape, run.data, run.training, run.method
+    parameters, _ = sizes.count_parameters(shape, vocab_size=data.vocabulary)
     assert shape.layers == 2
     for told in (
-        f"{sizes.count_parameters(shape, vocab_size=data.vocabulary)[0]:,} parameters (width {shape.hidden}, two blocks)",
+        f"{parameters:,} parameters (width {shape.hidden}, two blocks)",
         f"{training.steps} updates of {data.batch_size} × {data.sequence_length} bytes, rank {method.rank}, "
         f"a warm start of {training.warm_start} updates",
         f"restarts every {method.restart_every} after that, {100 * method.reset_ratio:.0f} % of the moments",

@@ -2,7 +2,7 @@
 
 demo.csv      relora-lab demo --seeds 0 1 2, the README's two controls, and then
               python -m experiments.measured runs/demo --csv docs/measured/demo.csv
-step.csv      python -m experiments.benchmarks.step --csv docs/measured/step.csv
+step.csv      python -m experiments.benchmarks.step --repeats 3 --csv docs/measured/step.csv
 spectrum.csv  python -m experiments.benchmarks.spectrum --weightwatcher PYTHON --csv docs/measured/spectrum.csv
 grid.csv      python -m experiments.benchmarks.grid --csv docs/measured/grid.csv
 faults.csv    make faults

@@ -75,7 +75,9 @@ RUNS = {  # in README
     "relora-lab status runs/table6-cpu --watch": Runs(r"4 finished"),
     "relora-lab plan": Runs(r"(?s)350M.*256.*galore"),
     "relora-lab plan relora.toml --tflops 70": Runs(r"GPU-hours"),
-    "python -m experiments.benchmarks.step --repeats 3": Runs(r"step .* relora 4 +peft 4", more=STEP, stubs=YARDSTICKS),
+    "python -m experiments.benchmarks.step --repeats 3": Runs(
+        r"step .* relora 4 +peft 4", more=STEP, stubs=YARDSTICKS
+    ),
     "python -m experiments.benchmarks.throughput": Runs(r"relora +16 +2", more=THROUGHPUT, stubs=ALONE),
     "relora-lab report runs/demo --out report": Runs(r"The report is report/report\.html", "report"),
     "relora-lab spectrum runs/demo/relora-seed0": Runs(r"14 matrices"),

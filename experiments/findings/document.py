@@ -89,7 +89,7 @@ def _summary(claims: Sequence[Claim], by_claim: dict[str, Any]) -> Iterator[str]
     for claim in claims:
         found = by_claim[claim.id]
         where = f"{claim.paper} {claim.where}" if claim.paper != "code" else claim.where
-        told = f"{quotes.difference(found)}" if found["n"] else "–"
+        told = quotes.difference(found) if found["n"] else "–"
         p = f"{found['p_holm']:.3f}" if found["p_holm"] == found["p_holm"] else "–"
         yield f"| {where} | [{claim.title}](#{claim.id}) | {told} | {found['n']} | {p} | **{found['verdict']}** |\n"
 

@@ -32,8 +32,8 @@ class Looked:
 
 
 def of(runs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
-    """What may be quoted: a value by row (mean ± standard error); `of` (the contrast), `n`, `verdict` by claim; and P1,
-    P1v1 and P2 by "Table 2/relora/130M" (the column may be left out where there is one)."""
+    """What may be quoted: a value by row (mean ± standard error); by claim `of` (its contrast), `n` and `verdict`;
+    P1, P1v1 and P2 by "Table 2/relora/130M" (the column may be left out where there is one)."""
     by_claim = verdicts.set_index("claim")
     values = {name: Looked(name, partial(mean, runs, name)) for name in runs.columns[7:]}
     papers = {name: Looked(name, partial(printed, name)) for name in ("P1", "P1v1", "P2")}

@@ -240,8 +240,8 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def accept(words: Sequence[str], taken: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     """What is typed so is accepted, and what it names is there."""
     match words:
-        case ["make", target]:
-            assert subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True).returncode == 0
+        case ["make", *target]:
+            assert subprocess.run(["make", "--dry-run", *target], cwd=ROOT, capture_output=True).returncode == 0
         case ["relora-lab", *arguments]:
             code, _, err = run(capsys, *arguments)
             assert code == 0, err

@@ -16,6 +16,8 @@ from analysis.statistics import Paired
 from experiments.findings import __main__ as command
 from experiments.findings import measured, quotes, rates, verdicts
 from relora_lab import grid, sizes, train
+from relora_lab.errors import BadInput
+from relora_lab.runs import RunFolder
 
 BETAS = {"0.95", "0.999"}  # which are set
 MEASURED = ROOT / "docs" / "findings"
@@ -40,15 +42,14 @@ def swept():
 # ---- what is committed
 
 
-@pytest.mark.parametrize("name", ["FINDINGS.md", "docs/findings/verdicts.csv"])
-def test_the_document_and_the_verdicts_are_what_the_measurements_give(name, tmp_path):
+def test_the_document_and_the_verdicts_are_what_the_measurements_give(tmp_path):
     out = tmp_path / "findings"
     out.mkdir()
     for csv in ("runs.csv", "rates.csv"):
         (out / csv).write_bytes((MEASURED / csv).read_bytes())
     assert command.main(["--document", "--out", str(out), "--file", str(tmp_path / "FINDINGS.md")]) == 0
-    made = {"FINDINGS.md": tmp_path / "FINDINGS.md", "docs/findings/verdicts.csv": out / "verdicts.csv"}[name]
-    assert made.read_text() == (ROOT / name).read_text()
+    assert (out / "verdicts.csv").read_text() == (MEASURED / "verdicts.csv").read_text()
+    assert (tmp_path / "FINDINGS.md").read_text() == (ROOT / "FINDINGS.md").read_text()
 
 
 def test_prose_names_every_measured_number_by_its_place():
@@ -228,6 +229,9 @@ def test_what_is_measured_of_a_run(tmp_path):
     assert found["early"]["relora"] == pytest.approx(found["early"]["separate"], abs=1e-6)
     assert found["product_high"].notna().to_dict() == {label: label == "low-rank" for label in told}
     assert load_runs(tmp_path).set_index("label")["loss"]["relora"] == found["loss"]["relora"]
+    RunFolder(tmp_path / "relora-seed0").write_status("stopped", step=30)
+    with pytest.raises(BadInput, match="1 of 4 runs have not ended"):
+        measured.of_grids({"tiny": tmp_path})
 
 
 def test_runs_that_are_not_there_are_named(tmp_path, capsys):

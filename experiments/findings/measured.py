@@ -12,6 +12,7 @@ from analysis import counts, cycles, load_runs, logs, norms, products, spectra
 from analysis.load import by_size_and_task
 from analysis.measures import of_runs as measure_of
 from experiments.findings.rates import rate
+from relora_lab.errors import require
 from relora_lab.runs import RunFolder
 
 HIGH = 1.5  # singular values that P1 calls exceptionally high
@@ -22,11 +23,15 @@ ABOUT = ["run", "label", "seed", "method", "size", "state", "step", "loss", "per
 def of_grids(folders: Mapping[str, Path]) -> pd.DataFrame:
     """The runs of several grids, by name: `grid`, then of_runs' columns. Runs on text are measured together, so that
     one grid's can be told by the full run of another; each task's by themselves, their labels with the table's name:
-    "table8/lora-packages"."""
-    text = [grid for grid, folder in folders.items() if load_runs(folder)["task"].isna().all()]
+    "table8/lora-packages". Raises BadInput for a grid with a run that has not ended."""
+    loaded = {grid: load_runs(folder) for grid, folder in folders.items()}
+    for grid, runs in loaded.items():
+        left = runs[~runs["state"].isin(["finished", "diverged"])]
+        require(left.empty, f"{folders[grid]}: {len(left)} of {len(runs)} runs have not ended; train the grid again")
+    text = [grid for grid, runs in loaded.items() if runs["task"].isna().all()]
     frames = [of_runs(load_runs([folders[grid] for grid in text]))] if text else []
     for grid in [grid for grid in folders if grid not in text]:
-        found = [of_runs(mine) for mine in by_size_and_task(load_runs(folders[grid])).values()]
+        found = [of_runs(mine) for mine in by_size_and_task(loaded[grid]).values()]
         frames += [mine.assign(label=f"{grid.partition('-')[0]}/" + mine["label"]) for mine in found]
     by_folder = {folder.resolve(): grid for grid, folder in folders.items()}
     found = pd.concat(frames, ignore_index=True)

@@ -14,7 +14,8 @@ from analysis.statistics import standard_error
 DIGITS = {"loss": (3, 4), "early": (4, 5), "rise": (2, 2), "overlap": (3, 3), "to_full": (3, 3), "largest": (2, 2)}
 DIGITS |= {"W_drop": (1, 1), "sBA_drop": (1, 1), "diverged": (0, 0), "orphans": (0, 0), "gap": (0, 0), "rank": (1, 1)}
 OF_ALL = ("diverged", "orphans")
-UNITS = {"loss": "nats", "early": "nats", "rise": "nats", "score": "points", "below": "points", "high": "points"}
+UNITS = dict.fromkeys(("loss", "early", "rise"), "nats")
+UNITS |= dict.fromkeys(("score", "below", "high", "drawn_high"), "points")
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,12 @@ class Looked:
 
 
 def of(runs: pd.DataFrame, verdicts: pd.DataFrame) -> dict[str, Any]:
-    """What may be quoted: a value by row (mean ± standard error); by claim `of` (its contrast), `n` and `verdict`;
-    P1, P1v1 and P2 by "Table 2/relora/130M" (the column may be left out where there is one)."""
+    """What may be quoted: a value by row (mean ± standard error); `of`, the contrast of a claim; P1 and P2 by
+    "Table 2/relora/130M" (the column may be left out where there is one)."""
     by_claim = verdicts.set_index("claim")
     values = {name: Looked(name, partial(mean, runs, name)) for name in runs.columns[7:]}
-    papers = {name: Looked(name, partial(printed, name)) for name in ("P1", "P1v1", "P2")}
-    contrasts = {
-        "of": Looked("of", lambda claim: difference(by_claim.loc[claim])),
-        "n": Looked("n", lambda claim: str(by_claim.loc[claim, "n"])),
-        "verdict": Looked("verdict", lambda claim: str(by_claim.loc[claim, "verdict"])),
-    }
-    return {**values, **papers, **contrasts}
+    papers = {name: Looked(name, partial(printed, name)) for name in ("P1", "P2")}
+    return {**values, **papers, "of": Looked("of", lambda claim: difference(by_claim.loc[claim]))}
 
 
 def mean(runs: pd.DataFrame, value: str, row: str) -> str:
